@@ -1,0 +1,80 @@
+"""One error family. Every message is one line: code, place, what is wrong, what to do.
+
+The code is stable and documented in docs/errors.md; the class decides the exit status of the command line.
+"""
+
+from __future__ import annotations
+
+
+class MedloomError(Exception):
+    """A refusal that a person can act on.
+
+    Args:
+        code: stable identifier, e.g. ``"D103"``.
+        place: file, key, column, split ... where it was found.
+        problem: what is wrong, with the figures.
+        remedy: what the reader can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, place: object, problem: str, remedy: str) -> None:
+        self.code = code
+        self.place = _one_line(str(place))
+        self.problem = _one_line(problem).rstrip(".")
+        self.remedy = _one_line(remedy).rstrip(".")
+        super().__init__(code, self.place, self.problem, self.remedy)
+
+    def __str__(self) -> str:
+        return f"error[{self.code}] {self.place}: {self.problem}. {self.remedy}."
+
+    def as_dict(self) -> dict[str, object]:
+        """The same content for ``--json``."""
+        return {
+            "error": self.code,
+            "place": self.place,
+            "problem": self.problem,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+        }
+
+
+class UsageError(MedloomError):
+    """The command or the recipe cannot be carried out as written (exit 2)."""
+
+    exit_code = 2
+
+
+class DataError(MedloomError):
+    """The data are refused (exit 3)."""
+
+    exit_code = 3
+
+
+class ModelError(MedloomError):
+    """A model, checkpoint or bundle is refused (exit 4)."""
+
+    exit_code = 4
+
+
+class ExportError(MedloomError):
+    """Export or its parity check failed (exit 5)."""
+
+    exit_code = 5
+
+
+class GateError(MedloomError):
+    """A quality gate failed (exit 6)."""
+
+    exit_code = 6
+
+
+class ResourceError(MedloomError):
+    """Disk, memory or a worker process gave out (exit 7)."""
+
+    exit_code = 7
+
+
+def _one_line(text: str) -> str:
+    """Control characters in file names must not break the one-line promise (or forge a log line)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,217 @@
+"""Files that are either whole or absent: atomic writes, hashes, the run directory and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medloom.errors import ResourceError, UsageError
+
+_TEMP_MARK = ".medloom-tmp-"
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same directory; on success it replaces ``path``, on failure it is removed.
+
+    The file and its directory are synced before the block ends, so what was announced as written survives a
+    power loss.
+
+    Raises:
+        ResourceError: T404 disk full or file-size limit, T405 directory read-only or gone.
+    """
+    path = Path(path)
+    temp = path.with_name(f"{_TEMP_MARK}{os.getpid()}-{path.name}"[:255])
+    try:
+        yield temp
+        with temp.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temp.replace(path)
+        _sync_directory(path.parent)
+    except OSError as problem:
+        raise _resource_error(path, problem) from problem
+    finally:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either the old content or all of the new one."""
+    with atomic_path(path) as temp:
+        temp.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in their own order. NaN and infinity are refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append one line to a log and sync it."""
+    path = Path(path)
+    try:
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as problem:
+        raise _resource_error(path, problem) from problem
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value, so that hashes of it can be compared."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex digest of a byte string."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of the canonical JSON of ``value``."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sweep_orphans(directory: str | Path) -> list[Path]:
+    """Remove temporary files that a killed process left in ``directory`` (T402). Returns what was removed."""
+    removed = []
+    for path in Path(directory).glob(f"**/{_TEMP_MARK}*"):
+        owner = path.name.removeprefix(_TEMP_MARK).split("-")[0]
+        if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
+            continue
+        path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where each thing of one run lives (docs/architecture.md, contract 4)."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records.csv"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def operating_point(self) -> Path:
+        return self.root / "operating_point.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    def predictions(self, split: str) -> Path:
+        return self.root / f"predictions_{split}.csv"
+
+
+@contextlib.contextmanager
+def exclusive(run: RunDirectory) -> Iterator[None]:
+    """Hold a run directory for this process alone (T412).
+
+    The lock is the kernel's, so it vanishes with its holder, whatever killed it: a lock file that is left behind
+    after a crash or a reboot blocks nobody.
+
+    Raises:
+        UsageError: T412, another process holds it.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    path = run.root / ".lock"
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            if problem.errno not in (errno.EAGAIN, errno.EACCES):
+                raise _resource_error(path, problem) from problem
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise UsageError(
+                "T412", run.root, f"process {holder} is working in this run directory", "Wait for it, or choose --run"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _resource_error(path: Path, problem: OSError) -> ResourceError:
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceError("T404", path, f"not written: {problem.strerror}", "Free space there, then --resume")
+    return ResourceError(
+        "T405", path, f"not written: {problem.strerror or problem}", "Make the directory writable, then --resume"
+    )
