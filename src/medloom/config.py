@@ -41,14 +41,16 @@ class DataConfig(_Part):
     path: str | None = None
     source: Literal["auto", "folder", "table", "medmnist"] = "auto"
     patient: str = Field(
-        "auto",
-        description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX with one group | none",
+        default="auto",
+        description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX | none",
     )
-    site: str | None = Field(None, description="column:NAME | pattern:REGEX with one group")
+    site: str | None = Field(default=None, description="column:NAME | pattern:REGEX with one group")
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
-    classes: tuple[str, ...] | None = Field(None, description="names in order; the last is the positive one of two")
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="names in order; the last is the positive one of two"
+    )
     multi_label: bool | None = None
     uncertain: Literal["refuse", "negative", "positive", "drop"] = "refuse"
     encoding: str = "utf-8"
@@ -60,7 +62,9 @@ class DataConfig(_Part):
     test_fraction: Fraction = 0.0
     min_val_per_class: Annotated[int, Field(ge=1)] = 50
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    accept: tuple[str, ...] = Field((), description="codes of gates that may be passed; each stands in the report")
+    accept: tuple[str, ...] = Field(
+        default=(), description="codes of gates that may be passed; each stands in the report"
+    )
 
 
 class PreprocessConfig(_Part):
@@ -80,7 +84,7 @@ class ModelConfig(_Part):
     name: str = "hatr_resnet50"
     options: dict[str, Any] = {}
     pretrained: bool = False
-    weights: str | None = Field(None, description="safetensors file to start from")
+    weights: str | None = Field(default=None, description="safetensors file to start from")
 
 
 class AugmentConfig(_Part):
@@ -91,12 +95,14 @@ class AugmentConfig(_Part):
     rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
-    crop: tuple[float, float] = Field((1.0, 1.0), description="area share of a random resized crop, e.g. (0.55, 1)")
+    crop: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="area share of a random resized crop, e.g. (0.55, 1)"
+    )
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    blur: Annotated[float, Field(ge=0)] = Field(0.0, description="largest Gaussian sigma in pixels")
+    blur: Annotated[float, Field(ge=0)] = Field(default=0.0, description="largest Gaussian sigma in pixels")
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
@@ -132,7 +138,7 @@ class TrainConfig(_Part):
     amp: Literal["bf16", "off"] = "bf16"
     patience: Positive | None = None
     monitor: Literal["val_auc", "val_loss"] = "val_auc"
-    save_steps: Positive | None = Field(None, description="also save inside an epoch, every so many steps")
+    save_steps: Positive | None = Field(default=None, description="also save inside an epoch, every so many steps")
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -147,7 +153,7 @@ class EvaluationConfig(_Part):
     resamples: Positive = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     min_positives: Positive = 10
-    flip_average: bool = Field(False, description="mean of the logits of an image and its mirror")
+    flip_average: bool = Field(default=False, description="mean of the logits of an image and its mirror")
 
 
 class Recipe(_Part):
@@ -217,11 +223,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as problem:
-        raise UsageError("U201", path, f"recipe not readable ({problem.strerror})", "Give a .yaml from recipes/") from None
+        raise UsageError(
+            "U201", path, f"recipe not readable ({problem.strerror})", "Give a .yaml from recipes/"
+        ) from None
     except UnicodeDecodeError:
         raise UsageError("U202", path, "recipe is not UTF-8 text", "Save it as UTF-8 YAML") from None
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         line = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -238,7 +246,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise UsageError("U205", override, "override has no '='", "Write --set train.epochs=5")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UsageError("U205", override, "value is not valid YAML", "Quote it") from None
     *parents, leaf = key.strip().split(".")
@@ -264,7 +272,10 @@ def _explain(place: str, problem: ValidationError) -> UsageError:
         return UsageError("U203", f"{place} {key}", "unknown key", hint.rstrip("?"))
     more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
     return UsageError(
-        "U204", f"{place} {key}", f"{first['msg']}, got {first['input']!r}{more}", "Correct the value; see docs/recipes.md"
+        "U204",
+        f"{place} {key}",
+        f"{first['msg']}, got {first['input']!r}{more}",
+        "Correct the value; see docs/recipes.md",
     )
 
 
