@@ -1,0 +1,227 @@
+"""The command line: one verb per step, each a thin call of one workflow.
+
+Heavy imports happen inside the verbs, so that ``medloom --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from medloom.errors import MedloomError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Hybrid CNN-Transformer models for medical images, from a folder of scans to one small bundle. "
+    "Research software, not a medical device.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before anything learns from it.")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress is silent.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. train.epochs=5.")]
+Accept = Annotated[list[str] | None, typer.Option(metavar="CODE", help="Pass this gate; it stands in the report.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write.")]
+
+
+def version_option(value: bool) -> None:
+    if value:
+        from medloom import __version__
+
+        typer.echo(f"medloom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    version: Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the verb; ``main`` reads --debug itself."""
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"), as_json: Json = False) -> None:
+    """Train on synthetic radiographs: a report and a working bundle in minutes, with no data of yours."""
+    from medloom.workflows.demo import demo as run_demo
+
+    _finish(run_demo(out, quiet=as_json), as_json)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show one model's card.")] = None, as_json: Json = False
+) -> None:
+    """List the models with parameters and source, or show one card."""
+    from medloom.workflows.catalogue import catalogue
+
+    _finish(catalogue(name), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, what is missing, and which extra brings it."""
+    from medloom.workflows.environment import doctor as examine
+
+    _finish(examine(), as_json)
+
+
+@data_app.command("audit")
+def data_audit(
+    path: Annotated[Path, typer.Argument(help="Folder of classes, table, or MedMNIST npz.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and audit.html.")] = None,
+    config: Set = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take the data section of this recipe.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when the audit refuses anything.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Count, and look for leakage, duplicates, broken files and shortcuts."""
+    from medloom.workflows.audit import audit
+
+    _finish(audit(path, recipe=recipe, overrides=config or (), out=out, strict=strict, quiet=as_json), as_json)
+
+
+@data_app.command("phantom")
+def data_phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 400,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Pixels per side.")] = 128,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic chest radiographs of several sites, with opacities whose place is known."""
+    from medloom.workflows.demo import write_phantom_folder
+
+    _finish(write_phantom_folder(out, patients=patients, size=size, seed=seed), as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A .yaml from recipes/ or your own.")],
+    data: Annotated[Path | None, typer.Option(help="Data; overrides the recipe's data.path.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    config: Set = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides train.seed; names the default run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
+    """Audit, train, test, report, and bundle."""
+    from medloom.workflows.train import train as run_train
+
+    done = run_train(
+        recipe,
+        data=data,
+        run=run,
+        overrides=config or (),
+        seed=seed,
+        resume=resume,
+        accept=accept or (),
+        quiet=as_json,
+    )
+    _finish(done, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory or bundle.")],
+    data: Annotated[Path, typer.Option(help="Another data set, e.g. of another hospital.")],
+    name: Annotated[str | None, typer.Option(help="Name of this evaluation; default the data's name.")] = None,
+    relabel: Annotated[
+        list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="Rename a class; unnamed ones are left out.")
+    ] = None,
+    config: Set = None,
+    accept: Accept = None,
+    as_json: Json = False,
+) -> None:
+    """Score an external data set with the threshold that validation chose."""
+    from medloom.workflows.evaluate import evaluate as run_evaluate
+
+    done = run_evaluate(
+        run, data=data, name=name, relabel=relabel or (), overrides=config or (), accept=accept or (), quiet=as_json
+    )
+    _finish(done, as_json)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle, or a run directory that holds one.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    out: Annotated[Path | None, typer.Option(help="File to write: .csv or .json. Default: print CSV.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer for image files, without torch."""
+    from medloom.workflows.predict import predict as run_predict
+
+    _finish(run_predict(bundle, paths, out=out, threads=threads, quiet=as_json), as_json)
+
+
+def _finish(result: Any, as_json: bool) -> None:
+    """Every workflow returns an object with ``as_dict()``, ``text()`` and ``exit_code``."""
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, allow_nan=False))
+    else:
+        typer.echo(result.text())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: every failure is one line and an exit code (docs/errors.md)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="medloom")
+        sys.exit(code if isinstance(code, int) else 0)
+    except MedloomError as problem:
+        _fail(problem, debug, as_json)
+    except click.exceptions.ClickException as problem:
+        _fail(UsageError("U200", "command line", problem.format_message(), "See medloom --help"), debug, as_json)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        typer.echo("stopped by the keyboard", err=True)
+        sys.exit(130)
+    except ModuleNotFoundError as problem:
+        _fail(_missing(problem), debug, as_json)
+    except MemoryError:
+        _fail(_memory(), debug, as_json)
+    except Exception as problem:  # noqa: BLE001 - the last door: nothing leaves as a traceback
+        inner = MedloomError("X001", type(problem).__name__, str(problem) or "no message", "Run again with --debug")
+        _fail(inner, debug, as_json)
+
+
+def _missing(problem: ModuleNotFoundError) -> MedloomError:
+    extras = {"pydicom": "dicom", "nibabel": "volumes", "openvino": "deploy", "optuna": "search", "cv2": "fast"}
+    module = (problem.name or "").split(".")[0]
+    extra = extras.get(module, "train")
+    remedy = f"Install the extra: pip install 'medloom[{extra}]'"
+    return UsageError("U210", "environment", f"this verb needs the package {module}, which is not installed", remedy)
+
+
+def _memory() -> MedloomError:
+    from medloom.errors import ResourceError
+
+    return ResourceError("T407", "memory", "this machine's memory ran out", "Lower train.batch_size or preprocess.size")
+
+
+def _fail(problem: MedloomError, debug: bool, as_json: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        typer.echo(json.dumps(problem.as_dict(), ensure_ascii=False))
+    typer.echo(str(problem), err=True)
+    sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""``medloom data audit``: what is in the data, and what would make a result worthless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medloom.config import DataConfig, load_recipe
+from medloom.files import write_json
+from medloom.workflows.outcome import Outcome
+from medloom.workflows.progress import Progress
+
+if TYPE_CHECKING:
+    from medloom.data.audit import Audit
+    from medloom.data.scan import Scan
+
+SAMPLES_PER_CLASS = 6
+
+
+def audit(
+    path: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    strict: bool = False,
+    quiet: bool = True,
+) -> Outcome:
+    """Audit a data set; with ``out``, write ``audit.json`` and ``audit.html`` there.
+
+    Args:
+        recipe: takes its data section; ``overrides`` may leave out the leading ``data.``.
+        strict: exit code 3 when anything is refused that the recipe does not accept.
+    """
+    keys = tuple(o if o.startswith("data.") else f"data.{o}" for o in overrides)
+    config = load_recipe(recipe if recipe is not None else {}, keys).data
+    scan, found = examine(path, config, quiet=quiet)
+    values: dict[str, Any] = found.as_dict()
+    refused = found.refusals(config.accept)
+    lines = _text(found, [f.code for f in refused])
+    if out is not None:
+        page = write_audit(scan, found, config, Path(out))
+        values["page"] = page
+        lines.append(f"open {page}")
+    return Outcome(values, tuple(lines), 3 if strict and refused else 0)
+
+
+def examine(path: str | Path, config: DataConfig, *, quiet: bool = True) -> tuple[Scan, Audit]:
+    """Open, decode once, and audit."""
+    from medloom.data.audit import audit as audit_scan
+    from medloom.data.scan import scan
+    from medloom.data.sources import open_dataset
+
+    dataset = open_dataset(path, config)
+    with Progress("reading images", quiet=quiet) as step:
+        scanned = scan(dataset, config, progress=step)
+    return scanned, audit_scan(scanned, config)
+
+
+def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path) -> Path:
+    """Write audit.json and audit.html into ``out``; returns the page."""
+    from medloom.reporting.audit_page import write_audit_page
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "audit.json", found.as_dict())
+    page = out / "audit.html"
+    write_audit_page(found.as_dict(), samples(scan, config), page)
+    return page
+
+
+def samples(scan: Scan, config: DataConfig) -> list[tuple[str, np.ndarray]]:
+    """A few images of every class, spread evenly over the data set, as 8-bit pictures with captions."""
+    from medloom.data.images import decode
+    from medloom.data.preprocess import Preprocess
+
+    dataset = scan.dataset
+    picture = Preprocess(
+        size=(160, 160),
+        resize="pad",
+        channels="grey",
+        intensity="none",
+        percentiles=(0.0, 100.0),
+        mean=(0.0,),
+        std=(1.0,),
+    )
+    chosen = []
+    for position, name in enumerate(dataset.classes):
+        of_class = [r for r in dataset.records if position in r.labels]
+        for k in np.linspace(0, len(of_class) - 1, min(SAMPLES_PER_CLASS, len(of_class))).astype(int):
+            pixels = picture.to_uint8(decode(dataset, of_class[k], config))
+            chosen.append((f"{name}: {of_class[k].id}", pixels[:, :, 0]))
+    return chosen
+
+
+def _text(found: Audit, refused: list[str]) -> list[str]:
+    lines = []
+    for split, classes in found.counts.items():
+        lines.append(f"{split or 'no split'}: " + ", ".join(f"{n} {name}" for name, n in classes.items()))
+    for finding in found.findings:
+        lines.append(f"{finding.severity}[{finding.code}] {finding.title}")
+        if finding.examples:
+            lines.append("    e.g. " + "; ".join(str(e) for e in finding.examples[:3]))
+    lines.append(
+        f"training would refuse: {', '.join(refused)} (pass with --accept CODE)" if refused else "nothing refused"
+    )
+    return lines

@@ -1,0 +1,110 @@
+"""The machine and its packages: recorded with every run, and shown by ``medloom doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from medloom.workflows.outcome import Outcome
+
+_EXTRAS = {
+    "train": ("torch", "timm", "kornia", "matplotlib", "jinja2", "onnx", "onnxscript", "psutil"),
+    "fast": ("cv2",),
+    "volumes": ("monai", "nibabel"),
+    "dicom": ("pydicom", "highdicom"),
+    "deploy": ("openvino", "nncf", "torch_pruning"),
+    "serve": ("fastapi", "uvicorn"),
+    "search": ("optuna",),
+    "slides": ("tifffile", "openslide"),
+    "track": ("tensorboard",),
+}
+_RECORDED = ("numpy", "scipy", "scikit-learn", "Pillow", "onnxruntime", "torch", "timm", "opencv-python-headless")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and threads, without host name, user or paths."""
+    import medloom
+
+    found: dict[str, Any] = {
+        "medloom": medloom.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "packages": {name: v for name in _RECORDED if (v := _version(name))},
+    }
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        found["threads"] = torch.get_num_threads()
+        found["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return found
+
+
+def doctor() -> Outcome:
+    """Examine the machine; exit 0 also when extras are missing, for a bundle needs none of them."""
+    missing = {
+        extra: [m for m in modules if importlib.util.find_spec(m) is None] for extra, modules in _EXTRAS.items()
+    }
+    advice = []
+    if not missing["train"]:
+        import torch  # noqa: F401 - so that threads and accelerator are told
+    found = environment()
+    lines = [
+        f"medloom {found['medloom']}, Python {found['python']}, {found['system']}",
+        f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB memory",
+        "packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
+    ]
+    if "threads" in found:
+        bf16 = _has_flag("avx512_bf16", "amx_bf16", "bf16")
+        lines.append(
+            f"torch: {found['threads']} threads, accelerator: {found['accelerator'] or 'none'}, "
+            f"bf16 in the CPU: {'yes' if bf16 else 'no'}"
+        )
+        if not bf16 and not found["accelerator"]:
+            advice.append("this CPU has no bf16 instructions: train with --set train.amp=off")
+    for extra, modules in missing.items():
+        state = "ready" if not modules else f"missing {', '.join(modules)}: pip install 'medloom[{extra}]'"
+        lines.append(f"  {extra:8} {state}")
+    values = {**found, "missing": {k: v for k, v in missing.items() if v}, "advice": advice}
+    return Outcome(values, tuple(lines + [f"advice: {a}" for a in advice]))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown CPU"
+
+
+def _has_flag(*names: str) -> bool:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith(("flags", "Features")):
+            return bool(set(names) & set(line.split(":", 1)[1].split()))
+    return False
+
+
+def _memory_gib() -> float:
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemTotal"):
+            return round(int(line.split()[1]) / 2**20, 1)
+    return 0.0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,125 @@
+"""``medloom train``: from a recipe and a data set to a run directory with evidence.
+
+The order is the argument: audit before anything is split, split before anything is learnt, threshold and temperature
+from validation before the test images are scored, and the bundle only after its answers equal the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medloom.config import Recipe, load_recipe
+from medloom.errors import UsageError
+from medloom.files import RunDirectory, exclusive, sweep_orphans, write_json, write_text
+from medloom.workflows.progress import Progress, duration, number
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: where it lies, and its recorded numbers."""
+
+    directory: RunDirectory
+    metrics: dict[str, Any]
+    seconds: float
+    exit_code: int = 0
+
+    @property
+    def report(self) -> Path:
+        return self.directory.report
+
+    @property
+    def bundle(self) -> Path:
+        return self.directory.bundle
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "run": str(self.directory.root),
+            "report": str(self.report),
+            "bundle": str(self.bundle),
+            "seconds": round(self.seconds, 1),
+            "metrics": self.metrics,
+        }
+
+    def text(self) -> str:
+        lines = []
+        for split in ("validation", "test"):
+            part = self.metrics.get(split)
+            if part:
+                shown = ", ".join(f"{name} {number(part['metrics'][name])}" for name in ("auc", "accuracy"))
+                lines.append(f"{split}: {shown}, {part['n']} images")
+        lines.append(f"finished in {duration(self.seconds)}")
+        lines.append(f"open {self.report}")
+        return "\n".join(lines)
+
+
+def train(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    *,
+    data: str | Path | None = None,
+    run: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    resume: bool = False,
+    accept: Sequence[str] = (),
+    quiet: bool = True,
+) -> TrainedRun:
+    """Train what ``recipe`` says on ``data`` and write everything into the run directory.
+
+    Args:
+        recipe: a path, plain values, or a ``Recipe``.
+        data: folder, table or npz; overrides ``data.path``.
+        run: run directory; default ``runs/NAME``, with ``-seedN`` where ``seed`` is given.
+        overrides: ``"train.epochs=5"`` and the like.
+        resume: go on from the last checkpoint of that directory.
+        accept: codes of gates that may be passed.
+
+    Raises:
+        UsageError, DataError, ModelError, ExportError, GateError, ResourceError: see docs/errors.md.
+    """
+    resolved = resolve(recipe, data=data, overrides=overrides, seed=seed, accept=accept)
+    if resolved.data.path is None:
+        raise UsageError("U211", "data", "no data set given", "Name it with --data PATH")
+    name = resolved.name if seed is None else f"{resolved.name}-seed{seed}"
+    directory = RunDirectory(Path(run) if run is not None else Path("runs") / name)
+
+    from medloom.training import distributed
+    from medloom.workflows import train_steps
+
+    with distributed.session(resolved.train.device) as world:
+        if not world.is_main:
+            return train_steps.follow(resolved, directory, world, resume=resume)
+        if directory.recipe.exists() and not resume:
+            raise UsageError(
+                "U212", directory.root, "a run is already there", "Go on with --resume, or name another with --run"
+            )
+        if resume and not directory.recipe.exists():
+            raise UsageError("U213", directory.root, "no run to resume there", "Leave --resume away to start one")
+        with exclusive(directory):
+            sweep_orphans(directory.root)
+            return train_steps.lead(resolved, directory, world, resume=resume, quiet=quiet)
+
+
+def resolve(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    *,
+    data: str | Path | None,
+    overrides: Sequence[str],
+    seed: int | None,
+    accept: Sequence[str],
+) -> Recipe:
+    """The recipe with all that the command line says laid over it.
+
+    The path of the data is kept out of the resolved recipe's hash by being stored as given: two runs from different
+    working directories compare equal by the data's own hash, not by where it lay.
+    """
+    values = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
+    read = load_recipe(values, tuple(overrides)).as_dict()
+    if data is not None:
+        read["data"]["path"] = str(data)
+    if seed is not None:
+        read["train"]["seed"] = seed
+    read["data"]["accept"] = sorted({*read["data"]["accept"], *accept})
+    return load_recipe(read)
