@@ -1,0 +1,55 @@
+"""The yes-or-no questions inside a table of predictions, one per class that has a score of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medloom.evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Is it this class or not.
+
+    Attributes:
+        name: the class.
+        column: its position in ``Predictions.classes``.
+        positive: ``(N,)`` bool, the truth.
+        score: ``(N,)`` calibrated probability.
+    """
+
+    name: str
+    column: int
+    positive: np.ndarray
+    score: np.ndarray
+
+    @property
+    def positives(self) -> int:
+        return int(self.positive.sum())
+
+    @property
+    def negatives(self) -> int:
+        return len(self.positive) - self.positives
+
+    def missing(self, least: int) -> str | None:
+        """Why discrimination cannot be judged on fewer than ``least`` images of either side, or None (D122, D123)."""
+        for count, kind in ((self.positives, "positives"), (self.negatives, "negatives")):
+            if count < max(least, 1):
+                return f"{count} {kind}" if count == 0 else f"{count} {kind}, {least} needed"
+        return None
+
+
+def task(predictions: Predictions) -> str:
+    """``binary``, ``multi_class`` or ``multi_label``."""
+    if predictions.multi_label:
+        return "multi_label"
+    return "binary" if len(predictions.classes) == 2 else "multi_class"
+
+
+def questions(predictions: Predictions) -> tuple[Question, ...]:
+    """The last class alone where two exclude each other; else every class against the rest."""
+    columns = (1,) if task(predictions) == "binary" else tuple(range(len(predictions.classes)))
+    positives = predictions.positives
+    return tuple(Question(predictions.classes[k], k, positives[:, k], predictions.probabilities[:, k]) for k in columns)
