@@ -1,0 +1,150 @@
+"""From values to one HTML file: everything inline, everything escaped, numbers that carry where they come from."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+# Shown as per cent, as clinicians read them; the others as decimals.
+PERCENT = frozenset(
+    {
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "sensitivity",
+        "specificity",
+        "ppv",
+        "npv",
+        "exact_match",
+        "prevalence",
+    }
+)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill ``templates/<template>``. Undefined names are errors, so that no figure can vanish unseen."""
+    return _environment().get_template(template).render(**values)
+
+
+def visible(text: str) -> str:
+    """Text on one line: control, bidirectional and other unprintable characters are written out, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\u00a0\u202f" else _escape(c) for c in text)
+
+
+def picture(pixels: np.ndarray) -> str:
+    """``(H, W)`` or ``(H, W, 3)`` uint8 as a ``data:`` address (JPEG, no loss of colour resolution)."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=90, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def is_percent(name: str) -> bool:
+    """Whether a metric of this name (``recall_macro``, ``sensitivity`` ...) is shown as per cent."""
+    return any(name == p or name.startswith(p + "_") or name.endswith("_" + p) for p in PERCENT)
+
+
+def number(value: float | None, name: str = "") -> str:
+    """A value as the page writes it: ``96.0 %`` for shares, three decimals otherwise, a dash where there is none."""
+    if value is None:
+        return "–"
+    if is_percent(name):
+        return f"{100 * value:.1f}\u202f%"
+    return f"{value:.3f}"
+
+
+def interval(entry: dict[str, Any], name: str = "") -> str:
+    """``95.1–97.3 %``; empty where no interval was recorded."""
+    low, high = entry.get("low"), entry.get("high")
+    if low is None or high is None:
+        return ""
+    if is_percent(name):
+        return f"{100 * low:.1f}–{100 * high:.1f}\u202f%"
+    return f"{low:.3f}–{high:.3f}"
+
+
+def figure(entry: dict[str, Any] | None, name: str, path: str) -> Markup:
+    """A recorded number, readable by people (rounded) and by programs (exact, with its place in metrics.json)."""
+    from markupsafe import Markup
+
+    if not entry or entry.get("value") is None:
+        why = (entry or {}).get("note") or "not recorded"
+        return Markup('<span class="none">{}</span>').format(visible(str(why)))
+    value = float(entry["value"])
+    return Markup('<data value="{}" title="metrics.json: {} = {}">{}</data>').format(
+        repr(value), visible(path), repr(value), number(value, name)
+    )
+
+
+def strip(entry: dict[str, Any] | None, *, low: float = 0.0, high: float = 1.0) -> Markup:
+    """A small scale with value, interval and trivial baseline, drawn to be compared down a column."""
+    from markupsafe import Markup
+
+    if not entry or entry.get("value") is None:
+        return Markup("")
+
+    def at(value: float) -> float:
+        return round(3 + 114 * min(max((value - low) / (high - low), 0.0), 1.0), 1)
+
+    parts = ['<svg class="strip" viewBox="0 0 120 14" aria-hidden="true"><path class="axis" d="M3 7H117"/>']
+    if entry.get("baseline") is not None:
+        x = at(float(entry["baseline"]))
+        parts.append(f'<path class="base" d="M{x} 2V12"/>')
+    if entry.get("low") is not None and entry.get("high") is not None:
+        parts.append(f'<path class="range" d="M{at(float(entry["low"]))} 7H{at(float(entry["high"]))}"/>')
+    parts.append(f'<circle cx="{at(float(entry["value"]))}" cy="7" r="3.2"/></svg>')
+    return Markup("".join(parts))
+
+
+def count(value: int | float | None) -> str:
+    """``5 216`` with a narrow no-break space, as in print."""
+    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
+
+
+def anchor(text: str) -> str:
+    """An id for a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=PackageLoader("medloom", "reporting/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
+    )
+    environment.filters.update(count=count, number=number, anchor=anchor, lines=_lines)
+    environment.globals.update(figure=figure, interval=interval, strip=strip, is_percent=is_percent)
+    return environment
+
+
+def _lines(text: str) -> Markup:
+    """Text of several lines for ``<pre>``: line breaks stay, all else is made visible and escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup("\n").join(escape(visible(line)) for line in text.split("\n"))

@@ -1,0 +1,129 @@
+"""Example images of a run with the weights that the model gave its tokens: stored as arrays, drawn for people.
+
+``pictures.npz`` holds ``image_<i>``, uint8 ``(H, W)`` or ``(H, W, 3)``, and ``weight_<i>_<scale>``, float32
+``(rows, columns)`` of the token grid. ``pictures.json`` is a list in the same order, one object per image::
+
+    {"id": "test/PNEUMONIA/person1_virus_6.jpeg", "label": "PNEUMONIA", "predicted": "NORMAL", "correct": false,
+     "probability": 0.31, "of": "PNEUMONIA", "weights": ["token_weight.0", "token_weight.1"]}
+
+``probability`` is the calibrated one of the class ``of``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medloom.files import RunDirectory, write_bytes, write_json
+
+ARRAYS, FACTS = "pictures.npz", "pictures.json"
+_OPACITY = 0.42
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One example.
+
+    Attributes:
+        image: uint8 ``(H, W)`` or ``(H, W, 3)``, as preprocessing hands it to the model, before standardising.
+        weights: tap name to the weights of one token scale, ``(rows, columns)``; empty for a model without.
+    """
+
+    id: str
+    label: str
+    predicted: str
+    correct: bool
+    probability: float
+    of: str
+    image: np.ndarray
+    weights: dict[str, np.ndarray]
+
+
+def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
+    """Store examples for the report, both files atomically, the list last: it is what a reader looks for."""
+    arrays: dict[str, np.ndarray] = {}
+    facts = []
+    for i, entry in enumerate(entries):
+        arrays[f"image_{i}"] = np.ascontiguousarray(entry.image, dtype=np.uint8)
+        for scale, weight in enumerate(entry.weights.values()):
+            arrays[f"weight_{i}_{scale}"] = np.asarray(weight, dtype=np.float32)
+        facts.append(
+            {
+                "id": entry.id,
+                "label": entry.label,
+                "predicted": entry.predicted,
+                "correct": bool(entry.correct),
+                "probability": float(entry.probability),
+                "of": entry.of,
+                "weights": list(entry.weights),
+            }
+        )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(run.root / ARRAYS, buffer.getvalue())
+    write_json(run.root / FACTS, facts)
+
+
+def read_pictures(run: RunDirectory) -> list[Picture]:
+    """Read what ``write_pictures`` wrote. Raises OSError, KeyError or ValueError when it is not whole."""
+    facts: list[dict[str, Any]] = json.loads((run.root / FACTS).read_text(encoding="utf-8"))
+    with np.load(_checked(run.root / ARRAYS), allow_pickle=False) as arrays:
+        return [
+            Picture(
+                fact["id"],
+                fact["label"],
+                fact["predicted"],
+                fact["correct"],
+                fact["probability"],
+                fact["of"],
+                arrays[f"image_{i}"],
+                {name: arrays[f"weight_{i}_{scale}"] for scale, name in enumerate(fact["weights"])},
+            )
+            for i, fact in enumerate(facts)
+        ]
+
+
+def weight_range(pictures: Sequence[Picture], name: str) -> tuple[float, float]:
+    """Smallest and largest weight of one scale over all pictures: one colour scale for all, so that they compare."""
+    values = np.concatenate([p.weights[name].ravel() for p in pictures if name in p.weights])
+    return float(values.min()), float(values.max())
+
+
+def overlay(image: np.ndarray, weight: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Token weights over their image: one flat cell per token (no smoothing: the model has no finer answer).
+
+    Returns:
+        uint8 ``(H, W, 3)``. Equal weights give one even tint, not an invented pattern.
+    """
+    height, width = image.shape[:2]
+    rows, columns = weight.shape
+    at_row = np.arange(height) * rows // height
+    at_column = np.arange(width) * columns // width
+    share = (weight - low) / (high - low) if high > low else np.full(weight.shape, 0.5)
+    tint = colormap()[np.clip(np.rint(share * 255), 0, 255).astype(int)][np.ix_(at_row, at_column)]
+    base = image[..., None] if image.ndim == 2 else image
+    mixed = (1 - _OPACITY) * base.astype(np.float64) + _OPACITY * tint
+    return np.rint(mixed).astype(np.uint8)
+
+
+def colormap() -> np.ndarray:
+    """``(256, 3)`` of 0 to 255: viridis, even in lightness and readable with any colour vision."""
+    import matplotlib as mpl
+
+    return np.asarray(mpl.colormaps["viridis"](np.arange(256)))[:, :3] * 255
+
+
+def scale_bar() -> np.ndarray:
+    """The colour scale as the overlay shows it over mid-grey, ``(8, 256, 3)`` uint8."""
+    mixed = (1 - _OPACITY) * 128 + _OPACITY * colormap()
+    return np.broadcast_to(np.rint(mixed).astype(np.uint8), (8, 256, 3))
+
+
+def _checked(path: Path) -> io.BytesIO:
+    return io.BytesIO(path.read_bytes())
