@@ -1,0 +1,241 @@
+"""Train, validation and test by patient, never by image.
+
+Images of one patient, and images with equal pixels, are one group; groups move between splits as a whole. A group's
+place is decided by SHA-256 of the seed and its name, not by a random generator: the split is the same on every
+platform, in any order of the files, and a new patient does not move the old ones.
+
+Patient-level splitting: Yagis et al. 2021, doi:10.1038/s41598-021-01681-w (splitting slices instead of patients
+raised accuracy by 29 to 55 points, and random labels to 96 percent).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medloom.config import DataConfig
+from medloom.data.records import SPLITS, Dataset, Record
+from medloom.errors import DataError
+from medloom.files import sha256_json
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set whose records all have a split, and how that came about.
+
+    Attributes:
+        dataset: train, val and test records; what ``label_fraction`` leaves out is gone.
+        notices: what was changed against the source, in plain sentences.
+        seed: of the assignment.
+    """
+
+    dataset: Dataset
+    notices: tuple[str, ...]
+    seed: int
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over which image is in which split."""
+        return sha256_json(sorted([r.id, r.split or ""] for r in self.dataset.records))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Content of ``split.json``: the hash, the counts, what was changed. The rows are in ``records.csv``."""
+        records = self.dataset.records
+        return {
+            "hash": self.hash,
+            "seed": self.seed,
+            "images": {s: sum(r.split == s for r in records) for s in SPLITS},
+            "patients": {s: len({_owner(r) for r in records if r.split == s}) for s in SPLITS},
+            "classes": {s: _class_counts(self.dataset, (r for r in records if r.split == s)) for s in SPLITS},
+            "notices": list(self.notices),
+        }
+
+
+def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
+    """Give every record a split.
+
+    The source's own splits stand, with these exceptions, each with a notice: records without a split join train; a
+    missing test part is carved from the training patients when ``test_fraction`` asks for one; a missing validation
+    part likewise; a validation part with fewer than ``min_val_per_class`` images in some class is merged into train
+    and ``val_fraction`` of the patients carved out instead, where that gives more; ``label_fraction`` keeps that
+    share of the training patients (a smaller share is a subset of a larger one).
+
+    Carving is stratified by the rarest label of each group and by site. Groups that reach into a part that the
+    source fixed stay in train.
+
+    Args:
+        dataset: records as scanned; pixel hashes, where present, keep equal images together.
+        config: fractions and limits.
+        seed: of the assignment.
+
+    Raises:
+        DataError: D115, nothing to train on, or too few patients to carve from.
+    """
+    placed = {r.id: r.split or "train" for r in dataset.records}
+    notices: list[str] = []
+    if "train" not in placed.values():
+        raise DataError(
+            "D115", dataset.name, "no training images", "Point at a folder with train/, or without any split folders"
+        )
+    groups = _groups(dataset.records)
+    if config.test_fraction > 0 and "test" not in placed.values():
+        _carve(dataset, groups, placed, "test", config.test_fraction, seed, notices)
+    _settle_validation(dataset, groups, placed, config, seed, notices)
+    kept = dataset.records
+    if config.label_fraction < 1:
+        kept = _keep_labels(dataset, groups, placed, config.label_fraction, seed, notices)
+    records = tuple(replace(r, split=placed[r.id]) for r in kept)
+    return Split(dataset.with_records(records), tuple(notices), seed)
+
+
+def _settle_validation(
+    dataset: Dataset,
+    groups: dict[str, list[Record]],
+    placed: dict[str, str],
+    config: DataConfig,
+    seed: int,
+    notices: list[str],
+) -> None:
+    brought = [r for r in dataset.records if placed[r.id] == "val"]
+    if brought:
+        smallest, name = _smallest_class(dataset, brought)
+        if smallest >= config.min_val_per_class:
+            return
+        pool = [r for r in dataset.records if placed[r.id] != "test"]
+        expected = int(config.val_fraction * _smallest_class(dataset, pool)[0])
+        short = f"The validation part of the source holds {len(brought):,} images, {smallest:,} of class {name}"
+        if expected <= smallest:
+            notices.append(
+                f"{short}, fewer than {config.min_val_per_class:,}; carving would not give more, it is kept."
+            )
+            return
+        for record in brought:
+            placed[record.id] = "train"
+        notices.append(f"{short}, fewer than {config.min_val_per_class:,}: it was merged into the training part.")
+    if config.val_fraction > 0:
+        _carve(dataset, groups, placed, "val", config.val_fraction, seed, notices)
+
+
+def _carve(
+    dataset: Dataset,
+    groups: dict[str, list[Record]],
+    placed: dict[str, str],
+    part: str,
+    fraction: float,
+    seed: int,
+    notices: list[str],
+) -> None:
+    """Move ``fraction`` of the training groups into ``part``; every class keeps at least one group in train."""
+    whole = {name: rs for name, rs in groups.items() if all(placed[r.id] == "train" for r in rs)}
+    chosen: list[str] = []
+    for ordered in _strata(whole, f"{part}:{seed}"):
+        if len(ordered) > 1:
+            chosen += ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)]
+    if not chosen:
+        raise DataError(
+            "D115",
+            dataset.name,
+            f"{len(whole)} training patients are too few to set some aside for {part}",
+            f"Bring a {part} part, or set data.{part}_fraction=0",
+        )
+    moved = [r for name in chosen for r in whole[name]]
+    for record in moved:
+        placed[record.id] = part
+    title = {"val": "validation", "test": "test"}[part]
+    who = "patients" if any(r.patient is not None for r in dataset.records) else "images, as no patients are known"
+    notices.append(
+        f"{100 * fraction:g} percent of the training {who} were set aside for {title}: {_owners(moved):,} of "
+        f"{_owners(r for rs in whole.values() for r in rs):,}, {len(moved):,} images, seed {seed}."
+    )
+
+
+def _keep_labels(
+    dataset: Dataset,
+    groups: dict[str, list[Record]],
+    placed: dict[str, str],
+    fraction: float,
+    seed: int,
+    notices: list[str],
+) -> tuple[Record, ...]:
+    """All records but those of the training groups that fall outside ``fraction``."""
+    train = {n: own for n, rs in groups.items() if (own := [r for r in rs if placed[r.id] == "train"])}
+    kept = {r.id for ordered in _strata(train, f"labels:{seed}") for n in _first(ordered, fraction) for r in train[n]}
+    records = tuple(r for r in dataset.records if placed[r.id] != "train" or r.id in kept)
+    before = sum(len(rs) for rs in train.values())
+    notices.append(f"Only {len(kept):,} of {before:,} training images keep their label (label fraction {fraction:g}).")
+    return records
+
+
+def _first(ordered: list[str], fraction: float) -> list[str]:
+    return ordered[: max(1, round(fraction * len(ordered)))]
+
+
+def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records joined by patient or by equal pixels, under a name that does not depend on their order."""
+    records = tuple(records)
+    leader = list(range(len(records)))
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, record in enumerate(records):
+        for kind, value in (("patient", record.patient), ("pixels", record.pixel_hash)):
+            if value is not None:
+                leader[find(i)] = find(first.setdefault((kind, value), i))
+    members: dict[int, list[Record]] = defaultdict(list)
+    for i, record in enumerate(records):
+        members[find(i)].append(record)
+    return {min(_owner(r) for r in rs): rs for rs in members.values()}
+
+
+def _strata(groups: dict[str, list[Record]], salt: str) -> list[list[str]]:
+    """Per rarest label, the groups in the order in which they are taken: any first part has its share of each site.
+
+    The share inside a site runs evenly over the order ((rank + start) / size), so taking a first part is sampling
+    in proportion, and first parts of different length are nested.
+    """
+    frequency = Counter(k for rs in groups.values() for k in {k for r in rs for k in r.labels})
+    cells: dict[int, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for name, rs in groups.items():
+        labels = {k for r in rs for k in r.labels}
+        rarest = min(labels, key=lambda k: (frequency[k], k), default=-1)
+        site = min(r.site or "" for r in rs)
+        cells[rarest][site].append((_draw(salt, name), name))
+    ordered = []
+    for rarest in sorted(cells):
+        taken = []
+        for site, drawn in cells[rarest].items():
+            start = int(_draw(salt, f"site:{rarest}:{site}")[:12], 16) / 16**12
+            taken += [((rank + start) / len(drawn), draw, name) for rank, (draw, name) in enumerate(sorted(drawn))]
+        ordered.append([name for _, _, name in sorted(taken)])
+    return ordered
+
+
+def _draw(salt: str, name: str) -> str:
+    return hashlib.sha256(f"{salt}\x1f{name}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _owner(record: Record) -> str:
+    return f"patient:{record.patient}" if record.patient is not None else f"image:{record.id}"
+
+
+def _owners(records: Iterable[Record]) -> int:
+    return len({_owner(r) for r in records})
+
+
+def _class_counts(dataset: Dataset, records: Iterable[Record]) -> dict[str, int]:
+    count = Counter(k for r in records for k in r.labels)
+    return {name: count[k] for k, name in enumerate(dataset.classes)}
+
+
+def _smallest_class(dataset: Dataset, records: Iterable[Record]) -> tuple[int, str]:
+    """Images of the rarest class (of several labels: of its positives), and its name."""
+    counts = _class_counts(dataset, records)
+    return min((n, name) for name, n in counts.items())
