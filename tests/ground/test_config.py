@@ -13,6 +13,8 @@ from medloom.config import Recipe, difference, load_recipe
 from medloom.errors import UsageError
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+RECIPES_DOC = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+SECTIONS = {"data", "preprocess", "model", "augment", "imbalance", "train", "evaluation"}
 
 
 def test_a_recipe_survives_yaml() -> None:
@@ -79,3 +81,13 @@ def test_any_override_text_gives_a_recipe_or_a_coded_error(text: str) -> None:
     except UsageError as problem:
         code = problem.code
     assert code.startswith("U2")
+
+
+def test_every_key_is_documented() -> None:
+    text = RECIPES_DOC.read_text(encoding="utf-8")
+    keys = [
+        f"{section}.{key}" if section in SECTIONS else section
+        for section, value in Recipe().as_dict().items()
+        for key in (value if section in SECTIONS else [""])
+    ]
+    assert [key for key in keys if f"`{key}`" not in text] == []
