@@ -1,6 +1,6 @@
 """From images or feature maps to tokens, and the positions of those tokens.
 
-Shapes: B batch, C channels, D token width, N tokens (without prefix), H and W size of the map, h and w size of the grid.
+Shapes: B batch, C channels, D token width, N tokens (without prefix), H and W image size, h and w token grid.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
+        if not 0.0 <= probability < 1.0:
+            raise ValueError(f"drop path must lie in [0, 1), got {probability}")
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:

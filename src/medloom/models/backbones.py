@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from medloom.blocks.taps import Tap, Taps
 from medloom.errors import ModelError, UsageError
+from medloom.models.sizes import check_cells, first_line, pair, probe, size_error
 
 _declared_operators: list[torch.library.Library] = []  # a library object that is collected takes its operators along
 
@@ -34,7 +35,7 @@ def load_timm() -> ModuleType:
     ``torchvision.io`` and ``torchvision.ops.nms`` stay unusable, and nothing here needs them.
     """
     try:
-        import torchvision
+        importlib.import_module("torchvision")
     except RuntimeError as problem:
         if "torchvision::nms" not in str(problem):
             raise
@@ -44,31 +45,10 @@ def load_timm() -> ModuleType:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared_operators.append(library)
-        import torchvision
+        importlib.import_module("torchvision")
     except ModuleNotFoundError:
         pass  # timm says itself what it lacks
-    else:
-        del torchvision
-    import timm
-
-    return timm
-
-
-def pair(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    """``(height, width)`` from a number or a pair.
-
-    Raises:
-        UsageError: U208, neither of the two, or not positive.
-    """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise UsageError("U208", "image_size", f"{image_size!r} is not a size", "Give pixels, or height and width")
-    return size[0], size[1]
-
-
-def size_error(name: str, size: tuple[int, ...], problem: str, remedy: str) -> ModelError:
-    """C511: this model cannot work on images of this size."""
-    return ModelError("C511", f"model {name}", f"an image of {'x'.join(map(str, size))} pixels {problem}", remedy)
+    return importlib.import_module("timm")
 
 
 def create_network(
@@ -108,7 +88,7 @@ def create_network(
         raise ModelError(
             "C513",
             f"timm/{name}",
-            f"pretrained weights not to be had ({_first_line(problem)})",
+            f"pretrained weights not to be had ({first_line(problem)})",
             "Check the connection, choose a timm name with weights, or train from scratch",
         ) from None
     if not hasattr(network, "forward_intermediates"):
@@ -120,23 +100,6 @@ def has_fixed_size(name: str) -> bool:
     """Whether timm builds this network for one image size (windows, position tables)."""
     config = load_timm().get_pretrained_cfg(name, allow_unregistered=False)
     return bool(config is not None and config.fixed_input_size)
-
-
-@torch.no_grad()
-def probe(
-    module: Callable[[Tensor], Tensor], parameter: Tensor, name: str, in_chans: int, size: tuple[int, int]
-) -> Tensor:
-    """What ``module`` (in eval mode) makes of one black image: the cheapest proof that a size is possible.
-
-    Raises:
-        ModelError: C511, it is not.
-    """
-    x_1CHW = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
-    try:
-        return module(x_1CHW)
-    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as problem:
-        remedy = "Use a larger one, or a multiple of 32"
-        raise size_error(name, size, f"does not pass ({_first_line(problem)})", remedy) from None
 
 
 class TimmClassifier(nn.Module):
@@ -169,7 +132,7 @@ class TimmClassifier(nn.Module):
         self.name = name
         self.image_size = pair(image_size)
         self.fixed_size = has_fixed_size(name) if load_timm().is_model(name.partition(".")[0]) else False
-        self.network: Any = create_network(
+        network: Any = create_network(
             name,
             in_chans=in_chans,
             image_size=self.image_size,
@@ -178,12 +141,11 @@ class TimmClassifier(nn.Module):
             **_given(drop_rate=dropout, drop_path_rate=drop_path),
         )
         if small_input:
-            _shrink_stem(self.network, name, in_chans)
-        smallest = 1 if small_input else max(info["reduction"] for info in self.network.feature_info)
-        _check_cells(name, self.image_size, smallest)
-        self.network.eval()
-        probe(self.network, next(self.network.parameters()), name, in_chans, self.image_size)
-        self.network.train()
+            _shrink_stem(network, in_chans)
+        smallest = 1 if small_input else max(info["reduction"] for info in network.feature_info)
+        check_cells(name, self.image_size, smallest)
+        probe(network, next(network.parameters()), name, in_chans, self.image_size)
+        self.network = network
 
     def forward(self, x_BCHW: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, K)``; taps ``features.0`` ... hold the maps ``(B, D, h, w)`` from fine to coarse.
@@ -244,15 +206,14 @@ class TimmTrunk(nn.Module):
         if stride not in strides:
             known = ", ".join(map(str, sorted(set(strides))))
             raise UsageError("U208", f"trunk {name}", f"it has no map of stride {stride}", f"Choose one of {known}")
-        _check_cells(name, image_size, stride)
+        check_cells(name, image_size, stride)
         self.index = len(strides) - 1 - strides[::-1].index(stride)
         self.stride = stride
         self.channels = int(network.feature_info[self.index]["num_chs"])
         network.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)
         self.network = network
-        network.eval()
-        self.grid = tuple(probe(self, next(network.parameters()), name, in_chans, image_size).shape[-2:])
-        network.train()
+        h, w = probe(self, next(network.parameters()), name, in_chans, image_size).shape[-2:]
+        self.grid = (h, w)
 
     def forward(self, x_BCHW: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, channels, h, w)``; taps ``features.0`` ... hold all maps up to that one.
@@ -301,20 +262,10 @@ coatnet_0 = functools.partial(timm_classifier, name="coatnet_0_224")
 maxvit_tiny = functools.partial(timm_classifier, name="maxvit_tiny_tf_224")
 
 
-def _shrink_stem(network: Any, name: str, in_chans: int) -> None:
+def _shrink_stem(network: Any, in_chans: int) -> None:
     network.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
-
-
-def _check_cells(name: str, size: tuple[int, int], stride: int) -> None:
-    if min(size) < stride:
-        raise size_error(
-            name,
-            size,
-            f"leaves less than one cell at stride {stride}",
-            f"Use at least {stride} pixels, or a finer stage",
-        )
 
 
 def _write_maps(taps: Taps, maps: list[Tensor]) -> None:
@@ -330,7 +281,3 @@ def _native_size(name: str) -> tuple[int, int]:
 
 def _given(**options: float | None) -> dict[str, float]:
     return {key: value for key, value in options.items() if value is not None}
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]

@@ -18,7 +18,7 @@ from medloom.blocks.convolution import conv_bn_relu
 from medloom.blocks.heads import PooledHead
 from medloom.blocks.taps import Tap, Taps
 from medloom.errors import UsageError
-from medloom.models.backbones import pair, size_error
+from medloom.models.sizes import pair, size_error
 
 Reading = Literal["stride", "pool", "double"]
 _WIDTHS = (64, 128, 256)

@@ -25,8 +25,9 @@ from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import resize_positions, to_tokens, window_grid
 from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
-from medloom.models.backbones import TimmTrunk, pair, size_error
+from medloom.models.backbones import TimmTrunk
 from medloom.models.conv2d import Conv2DTrunk
+from medloom.models.sizes import pair, size_error
 
 
 class ScaleEmbedding(nn.Module):
@@ -202,7 +203,7 @@ class HATR(nn.Module):
 
 
 hatr = HATR
-hatr_conv2d = functools.partial(HATR, trunk="conv2d")
+hatr_conv2d = functools.partial(HATR, trunk="conv2d", trunk_stride=None)
 hatr_resnet50 = functools.partial(HATR, trunk="resnet50")
 
 

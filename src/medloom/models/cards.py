@@ -1,0 +1,148 @@
+"""What every registered model is, where it comes from, and what is known against it. Plain data, no torch.
+
+``parameters``: default settings, 2 classes, 3 channels, 224 pixels; the contract test counts them.
+"""
+
+from __future__ import annotations
+
+_TIMM = "github.com/huggingface/pytorch-image-models"
+_HATR = "Zhang, The CNN and ViT fusion model based on HATR, EMITI 2025, DOI 10.5220/0014361900004718; no public code"
+_HATR_READING = (
+    "two scales (2,1) and (3,2) for the claimed multi-scale embedding, of which the paper gives kernel 2, stride 1 alone; "
+    "convolutional windows instead of unfold and linear (the same parameters); gates in CBAM order, 16-fold reduction, "
+    "7x7, doubled so that they start as the identity; one weight per token and scale; learned positions; "
+    "4 blocks of 8 heads"
+)
+_HATR_CRITICISM = (
+    "one run, no interval; validation was 8 + 8 images; published precision, recall and F1 fit macro averages only, "
+    "and then imply a recall of pneumonia near 0.90; the experimental table names software that cannot run on the GPU it names; "
+    "a plain fine-tuned ResNet reaches 92 to 96 percent on the same test images elsewhere"
+)
+_VIT = "Dosovitskiy et al., arXiv 2010.11929; names and layout of timm's vision_transformer"
+_VIT_CRITICISM = "from scratch it needs far more images than medical sets have; use published weights or a small one"
+
+CARDS: dict[str, dict[str, str | int]] = {
+    "resnet18": {
+        "summary": "ResNet-18, residual CNN",
+        "parameters": 11_177_538,
+        "source": f"He et al., arXiv 1512.03385; {_TIMM}",
+        "reading": "timm's; small_input=True gives the 3x3 stem of MedMNIST's 28 px rows",
+        "criticism": "MedMNIST's 224 px rows are 28 px images enlarged, not comparable with true 224 px",
+    },
+    "resnet50": {
+        "summary": "ResNet-50, residual CNN, the trunk of the paper's best model",
+        "parameters": 23_512_130,
+        "source": f"He et al., arXiv 1512.03385; {_TIMM}",
+        "reading": "v1.5: stride on the 3x3 convolution; small_input=True gives the 3x3 stem of MedMNIST's 28 px rows",
+        "criticism": "v1 and v1.5 are often confused; small test sets vary by points from seed to seed",
+    },
+    "densenet121": {
+        "summary": "DenseNet-121, densely connected CNN, the usual baseline of chest X-ray work",
+        "parameters": 6_955_906,
+        "source": f"Huang et al., arXiv 1608.06993; {_TIMM}",
+        "reading": "timm's",
+        "criticism": "few weights but much memory and time: concatenations are copied",
+    },
+    "efficientnet_b0": {
+        "summary": "EfficientNet-B0, small CNN with depthwise convolutions, fast on CPU",
+        "parameters": 4_010_110,
+        "source": f"Tan and Le, arXiv 1905.11946; {_TIMM}",
+        "reading": "timm's",
+        "criticism": "trains slowly for its size; batch-norm statistics suffer from small batches",
+    },
+    "convnext_base": {
+        "summary": "ConvNeXt-B, large modern CNN: a teacher, not a model for the ward",
+        "parameters": 87_568_514,
+        "source": f"Liu et al., arXiv 2201.03545; {_TIMM}",
+        "reading": "timm's",
+        "criticism": "about 10 times slower than EfficientNet-B0 on a CPU",
+    },
+    "coatnet_0": {
+        "summary": "CoAtNet-0, convolution stages then attention stages",
+        "parameters": 24_269_358,
+        "source": f"Dai et al., arXiv 2106.04803; {_TIMM} coatnet_0_224",
+        "reading": "the paper's form; timm has weights for timm/coatnet_0_rw_224 only",
+        "criticism": "built for one image size (relative position tables)",
+    },
+    "maxvit_tiny": {
+        "summary": "MaxViT-T, convolution with window and grid attention",
+        "parameters": 30_404_554,
+        "source": f"Tu et al., arXiv 2204.01697; {_TIMM} maxvit_tiny_tf_224",
+        "reading": "the form of the paper's own code; windows are 1/32 of the image",
+        "criticism": "built for one image size, a multiple of 32; slow on a CPU for its accuracy",
+    },
+    "conv2d": {
+        "summary": "Conv2D, three-stack CNN of the HATR paper",
+        "parameters": 371_778,
+        "source": _HATR,
+        "reading": "channels 64-128-256; the 14x14 map needs four halvings, the first is a strided convolution; "
+        "reading=pool and reading=double are the alternatives",
+        "criticism": "one layer per stack is a guess; published 82.7 percent, one run, 624 test images",
+    },
+    "vit": {
+        "summary": "vision transformer of free size (patch_size, embed_dim, depth, num_heads)",
+        "parameters": 5_524_802,
+        "source": _VIT,
+        "reading": "defaults are ViT-Ti/16",
+        "criticism": _VIT_CRITICISM,
+    },
+    "vit_tiny": {
+        "summary": "ViT-Ti/16, vision transformer, 192 wide",
+        "parameters": 5_524_802,
+        "source": _VIT,
+        "reading": "truncated normal 0.02; patch_size=8 for small images",
+        "criticism": _VIT_CRITICISM,
+    },
+    "vit_small": {
+        "summary": "ViT-S/16, vision transformer, 384 wide; our reading of the HATR paper's 'ViT'",
+        "parameters": 21_666_434,
+        "source": _VIT,
+        "reading": "the paper does not say which ViT; S/16 at 224",
+        "criticism": _VIT_CRITICISM,
+    },
+    "vit_base": {
+        "summary": "ViT-B/16, vision transformer, 768 wide",
+        "parameters": 85_800_194,
+        "source": _VIT,
+        "reading": "truncated normal 0.02",
+        "criticism": _VIT_CRITICISM,
+    },
+    "deit_small": {
+        "summary": "DeiT-S/16, ViT-S with DeiT's weights; distilled=True adds the second token and head",
+        "parameters": 21_666_434,
+        "source": "Touvron et al., arXiv 2012.12877; names and layout of timm's deit",
+        "reading": "the same network as vit_small without distillation; distilled answers are the mean of both heads",
+        "criticism": _VIT_CRITICISM,
+    },
+    "hatr": {
+        "summary": "HATR on any trunk: trunk=NAME, trunk_stride=16 for small images",
+        "parameters": 27_552_070,
+        "source": _HATR,
+        "reading": _HATR_READING,
+        "criticism": _HATR_CRITICISM,
+    },
+    "hatr_conv2d": {
+        "summary": "HATR-Conv2D: token refinement and a shallow ViT on the three-stack CNN",
+        "parameters": 14_861_638,
+        "source": _HATR,
+        "reading": f"256 to 512 channels inside the embedding; {_HATR_READING}",
+        "criticism": _HATR_CRITICISM,
+    },
+    "hatr_resnet50": {
+        "summary": "HATR-ResNet-50: token refinement and a shallow ViT on ResNet-50, the paper's best model",
+        "parameters": 40_670_022,
+        "source": _HATR,
+        "reading": f"2048 channels reduced to 512 by 1x1 convolution, batch norm, ReLU; {_HATR_READING}",
+        "criticism": _HATR_CRITICISM,
+    },
+}
+
+
+def timm_card(name: str) -> dict[str, str | int]:
+    """The card of a timm network that is not registered by a name of ours."""
+    return {
+        "summary": f"timm's network {name.partition('/')[2]}",
+        "source": _TIMM,
+        "reading": "timm's, its own head",
+        "criticism": "not covered by the parameter table and golden answers of this project",
+    }

@@ -1,0 +1,178 @@
+"""Every model by name, built on first use; listing names and cards needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from medloom.errors import UsageError
+from medloom.models.cards import CARDS, timm_card
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM_PREFIX = "timm/"
+
+MODELS = {
+    "resnet18": "medloom.models.backbones:resnet18",
+    "resnet50": "medloom.models.backbones:resnet50",
+    "densenet121": "medloom.models.backbones:densenet121",
+    "efficientnet_b0": "medloom.models.backbones:efficientnet_b0",
+    "convnext_base": "medloom.models.backbones:convnext_base",
+    "coatnet_0": "medloom.models.backbones:coatnet_0",
+    "maxvit_tiny": "medloom.models.backbones:maxvit_tiny",
+    "conv2d": "medloom.models.conv2d:conv2d",
+    "vit": "medloom.models.vit:vit",
+    "vit_tiny": "medloom.models.vit:vit_tiny",
+    "vit_small": "medloom.models.vit:vit_small",
+    "vit_base": "medloom.models.vit:vit_base",
+    "deit_small": "medloom.models.vit:deit_small",
+    "hatr": "medloom.models.hatr:hatr",
+    "hatr_conv2d": "medloom.models.hatr:hatr_conv2d",
+    "hatr_resnet50": "medloom.models.hatr:hatr_resnet50",
+}
+
+_COMMON = ("num_classes", "in_chans", "image_size", "pretrained")
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_chans: int = 3,
+    image_size: int | tuple[int, int] = 224,
+    spatial_dims: int = 2,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build a model: ``forward(x_BCHW, taps=None)`` gives logits ``(B, K)``.
+
+    Args:
+        name: from :func:`list_models`, or ``timm/NAME`` for any other timm network.
+        num_classes: K.
+        in_chans: channels of the input, 1 or 3 or any other number.
+        image_size: pixels, a number or (height, width).
+        spatial_dims: 2; no model for volumes is registered yet.
+        pretrained: fetch published weights (the one thing here that uses the network).
+        options: of the model itself; :func:`model_options` names them.
+
+    Raises:
+        UsageError: U206 unknown name, U207 unknown option, U208 impossible value.
+        ModelError: C511 image size that this model cannot work on, C512 no feature maps, C513 weights not to be had.
+    """
+    builder, fixed = _builder(name)
+    _check_common(name, num_classes, in_chans, spatial_dims)
+    known = _options_of(builder)
+    for key, value in options.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            start = f"Did you mean '{near[0]}'? " if near else ""
+            raise UsageError("U207", f"model {name}", f"unknown option '{key}'", f"{start}Options: {', '.join(known)}")
+        _check_value(name, key, value, known[key])
+    if "pretrained" in inspect.signature(builder).parameters:
+        fixed = {**fixed, "pretrained": pretrained}
+    elif pretrained:
+        raise UsageError("U208", f"model {name}", "it has no published weights", "Leave pretrained away")
+    try:
+        return builder(num_classes=num_classes, in_chans=in_chans, image_size=image_size, **fixed, **options)
+    except (TypeError, ValueError) as problem:
+        raise UsageError(
+            "U208", f"model {name}", f"it cannot be built so ({problem})", "Correct the option"
+        ) from problem
+
+
+def list_models() -> tuple[str, ...]:
+    """Registered names; any timm network can be had beside them as ``timm/NAME``."""
+    return tuple(MODELS)
+
+
+def model_card(name: str) -> dict[str, Any]:
+    """What a model is.
+
+    ``summary``, ``parameters`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose where the
+    source is silent or contradicts itself), ``criticism`` (what is known against it).
+
+    Raises:
+        UsageError: U206 unknown name.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return {**timm_card(name), "parameters": count_parameters(name)}
+    if name not in CARDS:
+        raise _unknown(name)
+    return dict(CARDS[name])
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Options of a model with their defaults.
+
+    Raises:
+        UsageError: U206 unknown name.
+    """
+    return {key: parameter.default for key, parameter in _options_of(_builder(name)[0]).items()}
+
+
+def count_parameters(name: str, *, num_classes: int = 2, **arguments: Any) -> int:
+    """How many weights a model has, without making any of them."""
+    import torch
+
+    with torch.device("meta"):
+        model = create_model(name, num_classes=num_classes, **arguments)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """The function behind a name, and the arguments that the name stands for."""
+    if name.startswith(TIMM_PREFIX):
+        target, fixed = "medloom.models.backbones:timm_classifier", {"name": name.removeprefix(TIMM_PREFIX)}
+    elif name in MODELS:
+        target, fixed = MODELS[name], {}
+    else:
+        raise _unknown(name)
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function), fixed
+
+
+def _options_of(builder: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """Keyword parameters that the caller may choose: not the common ones, nor those that the name decides."""
+    decided = {*_COMMON, "name", *getattr(builder, "keywords", {})}
+    return {key: p for key, p in inspect.signature(builder).parameters.items() if key not in decided}
+
+
+def _unknown(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, MODELS, n=1)
+    hint = f"Did you mean '{near[0]}'" if near else f"Known: {', '.join(MODELS)}, and timm/NAME"
+    return UsageError("U206", f"model {name}", "unknown model", hint)
+
+
+def _check_common(name: str, num_classes: int, in_chans: int, spatial_dims: int) -> None:
+    for key, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError("U208", f"model {name}", f"{key} is {value!r}", "Give a whole number from 1 on")
+    if spatial_dims != 2:
+        raise UsageError("U208", f"model {name}", f"it has no form in {spatial_dims} dimensions", "Use spatial_dims=2")
+
+
+def _check_value(name: str, key: str, value: Any, parameter: inspect.Parameter) -> None:
+    """A recipe's value must be of the kind of the default; a foreign exception would name neither key nor remedy."""
+    default = parameter.default
+    if default is inspect.Parameter.empty or default is None:
+        return
+    if isinstance(default, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        least = min(default, 1)
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        wanted = f"a whole number from {least} on"
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        wanted = "a number from 0 on"
+    elif isinstance(default, str):
+        fits, wanted = isinstance(value, str), "a word"
+    else:
+        fits, wanted = isinstance(value, list | tuple), "a list"
+    if not fits:
+        raise UsageError("U208", f"model {name}", f"option '{key}' is {value!r}", f"Give {wanted}")
