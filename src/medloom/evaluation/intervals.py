@@ -81,7 +81,9 @@ def resample_weights(codes_N: Array, patients: int, resamples: int, seed: int) -
         yield np.take(times, codes_N, axis=1).astype(np.float64)
 
 
-def bootstrap(statistic: Statistic, groups_N: Array, *, resamples: int = 2000, seed: int = 0) -> Draws:
+def bootstrap(
+    statistic: Statistic, groups_N: Array, *, resamples: int = 2000, seed: int = 0, leave_out: bool = True
+) -> Draws:
     """Evaluate ``statistic`` on the sample, on resamples of its patients, and without each (group of) patients.
 
     Args:
@@ -89,11 +91,14 @@ def bootstrap(statistic: Statistic, groups_N: Array, *, resamples: int = 2000, s
         groups_N: patient of each image.
         resamples: how many weightings to draw; the same seed draws the same ones for every statistic, so that two
             models resampled alike are compared pairwise.
+        leave_out: also leave out patients, which BCa intervals need and bands do not.
     """
     codes, patients = patient_codes(groups_N)
     n = len(codes)
     whole = {k: np.asarray(v)[0] for k, v in statistic(np.ones((1, n))).items()}
     samples = _gather(statistic, resample_weights(codes, patients, resamples, seed))
+    if not leave_out:
+        return Draws(whole, samples, {}, patients)
     # Leaving out groups of patients instead of single ones keeps the acceleration's expectation (cubes of independent
     # influences add up as squares do) at bounded cost.
     fold = np.random.default_rng((seed, 1)).permutation(patients) % min(patients, _JACKKNIFE_GROUPS)

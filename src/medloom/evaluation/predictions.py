@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,7 +157,7 @@ class Predictions:
         if n and not (self.labels.min() >= 0 and self.labels.max() < (2 if self.multi_label else k)):
             raise ValueError("labels lie outside the classes")
         if len(set(self.ids)) < n:
-            again = next(i for i in self.ids if self.ids.count(i) > 1)
+            again = Counter(self.ids).most_common(1)[0][0]
             raise DataError("D116", again, "two rows have this id", "Give every image an id of its own")
         if len(set(self.classes)) < k or not all(self.classes) or (self.multi_label and "|" in "".join(self.classes)):
             raise DataError("D116", ", ".join(self.classes), "class names repeat, are empty or hold '|'", "Rename them")

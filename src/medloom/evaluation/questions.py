@@ -53,3 +53,10 @@ def questions(predictions: Predictions) -> tuple[Question, ...]:
     columns = (1,) if task(predictions) == "binary" else tuple(range(len(predictions.classes)))
     positives = predictions.positives
     return tuple(Question(predictions.classes[k], k, positives[:, k], predictions.probabilities[:, k]) for k in columns)
+
+
+def answers(predictions: Predictions) -> Array:
+    """``(N, K)`` bool: the most probable class, or every label with probability of at least one half."""
+    if predictions.multi_label:
+        return predictions.probabilities >= 0.5
+    return predictions.probabilities.argmax(axis=1)[:, None] == np.arange(len(predictions.classes))
