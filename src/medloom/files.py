@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary directory beside ``path``; on success it takes the name ``path``, else it goes.
+
+    A directory that is already there is exchanged in one step where the kernel can (Linux); elsewhere it is set aside
+    first, and put back when the second step fails.
+
+    Raises:
+        ResourceError: T404 disk full or file-size limit, T405 directory read-only or gone.
+    """
+    path = Path(path)
+    temp = path.with_name(f"{_TEMP_MARK}{os.getpid()}-{path.name}"[:255])
+    try:
+        shutil.rmtree(temp, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp.mkdir()
+        yield temp
+        _sync_directory(temp)
+        if not path.exists():
+            temp.rename(path)
+        elif not _exchange(temp, path):
+            aside = path.with_name(f"{path.name}.previous")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            try:
+                temp.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+        _sync_directory(path.parent)
+    except OSError as problem:
+        raise _resource_error(path, problem) from problem
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -95,11 +134,14 @@ def sha256_file(path: str | Path) -> str:
 def sweep_orphans(directory: str | Path) -> list[Path]:
     """Remove temporary files that a killed process left in ``directory`` (T402). Returns what was removed."""
     removed = []
-    for path in Path(directory).glob(f"**/{_TEMP_MARK}*"):
+    for path in list(Path(directory).glob(f"**/{_TEMP_MARK}*")):
         owner = path.name.removeprefix(_TEMP_MARK).split("-")[0]
         if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
             continue
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         removed.append(path)
     return removed
 
@@ -189,6 +231,16 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux renameat2); False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync_directory(directory: Path) -> None:
