@@ -94,9 +94,8 @@ def _at(question: Question, cut: float, groups: Array, config: EvaluationConfig,
         if reason is not None:
             rows[name] = not_estimable(reason, n=int(among.sum()), patients=len(set(groups[among])))
             continue
-        rows[name] = _rate(
-            draws, name, among, groups, baseline, config.confidence, name in subset or name == "accuracy"
-        )
+        proportion = name in subset or name == "accuracy"
+        rows[name] = _rate(draws, name, among, groups, baseline, config.confidence, proportion)
     values = []
     for share in PREVALENCES:
         pair = {}
@@ -145,7 +144,7 @@ def _worst_case(rows: Mapping[str, dict[str, Any]], name: str, share: float) -> 
     first, second = rows["sensitivity"], rows["specificity"]
     if name == "npv":
         first, second, share = second, first, 1 - share
-    ends = [_ppv(np.float64(first[e]), np.float64(second[e]), share) for e in ("low", "high")]
+    ends = [_ppv(np.array(first[e]), np.array(second[e]), share) for e in ("low", "high")]
     return Interval(float(ends[0]), float(ends[1]), "wilson")
 
 

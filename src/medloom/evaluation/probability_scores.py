@@ -74,7 +74,7 @@ def calibration_pairs(predictions: Predictions) -> list[tuple[Array, Array]]:
 
 
 def _reflected(value: float, samples: Array, confidence: float) -> Interval:
-    """Basic bootstrap bounds: a sum of absolute gaps grows with every resample's noise, so its quantiles sit too high."""
+    """Basic bootstrap bounds: absolute gaps grow with the noise that resampling adds, so quantiles sit too high."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Interval(max(0.0, 2 * value - float(high)), max(value, 2 * value - float(low)), "basic")

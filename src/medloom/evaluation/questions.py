@@ -55,7 +55,7 @@ def questions(predictions: Predictions) -> tuple[Question, ...]:
     return tuple(Question(predictions.classes[k], k, positives[:, k], predictions.probabilities[:, k]) for k in columns)
 
 
-def answers(predictions: Predictions) -> Array:
+def answers(predictions: Predictions) -> np.ndarray:
     """``(N, K)`` bool: the most probable class, or every label with probability of at least one half."""
     if predictions.multi_label:
         return predictions.probabilities >= 0.5
