@@ -169,7 +169,7 @@ def _summary_metrics(
     if multi:
         out["exact_match"] = write("exact_match", baseline["exact_match"])
     for name in ("balanced_accuracy", "recall", "precision", "f1"):
-        called = answers(predictions).any(axis=0)
+        called = answers(predictions).any(axis=0).tolist()
         lacking = [c for c, was, reason in zip(predictions.classes, called, missing) if not was and reason is None]
         note, reason = macro, nothing
         if name == "precision" and lacking:

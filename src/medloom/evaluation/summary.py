@@ -56,9 +56,9 @@ def summarise(
             confusion 2 x 2, metrics {accuracy, balanced_accuracy, sensitivity, specificity, precision, npv, f1},
             predictive_values [{prevalence, ppv, npv}]}]; counts, confusion, metrics, predictive_values are null
             where threshold is
-          calibration: {"before": STAGE, "after": STAGE}; STAGE: temperature, bins, entries brier,
-            brier_skill, log_loss, ece, and questions {class: {slope, intercept, reliability}} (multi-class also "top answer": {reliability});
-            reliability: [{n, patients, mean_probability, observed, low, high}]
+          calibration: {"before": STAGE, "after": STAGE}; STAGE: temperature, bins, entries brier, brier_skill,
+            log_loss, ece, and questions {class: {slope, intercept, reliability}} (multi-class also "top answer":
+            {reliability}); reliability: [{n, patients, mean_probability, observed, low, high}]
           curves: {class: {roc: {x, y, low, high, chance}, pr: {...}, reason}}, 101 points each
           covariates_only: [{columns, auc}]
           subgroups: {rows: [{column, group, class, n, patients, positives, auc, sensitivity, specificity}], absent}
