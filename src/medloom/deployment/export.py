@@ -1,0 +1,303 @@
+"""From a trained network to a bundle: one ONNX file, and proof that it answers as the network does.
+
+Shapes: B images, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import platform
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medloom.data.cache import finish
+from medloom.data.phantom import golden_images
+from medloom.data.preprocess import Preprocess
+from medloom.deployment.bundle import Bundle, write_bundle
+from medloom.deployment.runtime import Picture, Pipeline, Prediction, Runtime, open_image
+from medloom.errors import ExportError, ModelError
+from medloom.evaluation.operating_point import thresholds
+from medloom.files import write_bytes
+
+OPSET = 18
+BATCHES = (1, 2, 7, 32)
+TOLERANCE = 1e-4  # of a probability
+GOLDEN = 4
+
+_CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+
+
+def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int, size: tuple[int, int]) -> Path:
+    """Write ``model`` as one ONNX file: float32 ``image (batch, C, H, W)`` to ``logits (batch, K)``, any batch.
+
+    Raises:
+        ExportError: X601 an operation that ONNX or its runtime has not, with the module it stands in.
+        ResourceError: T404, T405 when it cannot be written.
+    """
+    data = onnx_bytes(model, in_chans=in_chans, size=size)
+    write_bytes(path, data)
+    return Path(path)
+
+
+def onnx_bytes(model: nn.Module, *, in_chans: int, size: tuple[int, int]) -> bytes:
+    """The content of the ONNX file; see :func:`export_onnx`."""
+    model = _frozen(model)
+    # Two images: the tracer takes a batch of one for a constant.
+    example_BCHW = torch.zeros(2, in_chans, *size)
+    with _quiet():
+        try:
+            program = torch.export.export(model, (example_BCHW,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        except Exception as problem:
+            raise _untraceable(model, problem) from problem
+        try:
+            exported = torch.onnx.export(
+                program,
+                input_names=["image"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, RuntimeError) as problem:
+            raise _missing_operator(model, program, problem) from problem
+    if exported is None:
+        raise ExportError("X601", type(model).__name__, "the exporter gave nothing", "Report this model")
+    proto = exported.model_proto
+    _strip(proto)
+    data = bytes(proto.SerializeToString())
+    try:
+        Runtime(data)
+    except ModelError as problem:
+        remedy = "Change that operation in the model, or update onnxruntime"
+        raise ExportError("X601", type(model).__name__, problem.problem, remedy) from problem
+    return data
+
+
+def check_parity(
+    model: nn.Module,
+    pipeline: Pipeline,
+    images: Sequence[Picture],
+    *,
+    batches: Sequence[int] = BATCHES,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Compare the trained network with what will be served, from image file to decision.
+
+    One side is what training does (preprocessing, the torch form of the last affine, the network in float32), the other
+    is ``pipeline``, fed at each of the ``batches`` and then with all images that are left.
+
+    Args:
+        images: real validation images, as paths or arrays; used again from the start where they are fewer than a batch.
+
+    Returns:
+        ``images, batches, max_probability_difference, mean_probability_difference, max_logit_difference, flips``.
+
+    Raises:
+        ExportError: X602 when a probability differs by more than ``tolerance`` or any decision flips.
+        DataError: an image cannot be read.
+    """
+    if not images:
+        raise ValueError("parity needs at least one image")
+    names = [str(image) if isinstance(image, str | Path) else f"image {k}" for k, image in enumerate(images)]
+    pixels_NHWC = [pipeline.preprocess.to_uint8(open_image(image, name)) for image, name in zip(images, names)]
+    expected = pipeline.answer(names, _reference(model, pipeline, pixels_NHWC))
+    pairs: list[tuple[Prediction, Prediction]] = []
+    places = cycle(range(len(images)))
+    for batch in (*batches, len(images) - sum(batches)):
+        chosen = list(islice(places, max(0, batch)))
+        found = pipeline.stream([images[k] for k in chosen], batch_size=batch)
+        pairs += [(expected[k], answer) for k, answer in zip(chosen, found, strict=True)]
+    off_N = np.array([_difference(a.probabilities, b.probabilities) for a, b in pairs])
+    logits_N = np.array([_difference(a.logits, b.logits) for a, b in pairs])
+    flips = sum(a.label != b.label for a, b in pairs)
+    report = {
+        "images": len(images),
+        "batches": list(batches),
+        "max_probability_difference": float(off_N.max()),
+        "mean_probability_difference": float(off_N.mean()),
+        "max_logit_difference": float(logits_N.max()),
+        "flips": flips,
+    }
+    if not off_N.max() <= tolerance or flips:
+        worst = pairs[int(np.nan_to_num(off_N, nan=np.inf).argmax())][0].id
+        raise ExportError(
+            "X602",
+            worst,
+            f"the exported network answers otherwise than the trained one: probability off by {off_N.max():.1e} at most "
+            f"and {off_N.mean():.1e} on average (allowed {tolerance:.0e}), {flips} of {len(pairs)} decisions flipped",
+            "No bundle was written. Report the model; its run directory is whole",
+        )
+    return report
+
+
+def export_bundle(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    name: str,
+    architecture: Mapping[str, Any],
+    classes: Sequence[str],
+    task: str,
+    preprocess: Preprocess,
+    images: Sequence[Picture],
+    temperature: float = 1.0,
+    operating_point: Mapping[str, Any] | None = None,
+    flip_average: bool = False,
+    expected_input: Mapping[str, Any] | None = None,
+    licences: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    intended_use: str | None = None,
+    golden_seed: int = 0,
+) -> Path:
+    """Export, compare on real ``images``, record golden answers and latency, and write the bundle.
+
+    Nothing is left in ``directory`` unless every step passed; a bundle that was there before stays until then.
+
+    Args:
+        images: validation images for parity.
+        architecture: ``{"name": ..., **kwargs}`` with which ``create_model`` builds this model.
+
+    Raises:
+        ExportError: X601 operator missing, X602 parity.
+        ModelError: what ``medloom.load`` would refuse in the bundle.
+    """
+    model = _frozen(model)
+    onnx = onnx_bytes(model, in_chans=preprocess.in_chans, size=preprocess.size)
+    cuts = thresholds(operating_point)
+    pipeline = Pipeline(tuple(classes), task, preprocess, temperature, cuts, Runtime(onnx), flip_average)
+    parity = check_parity(model, pipeline, images)
+    golden = _golden_inputs(preprocess, golden_seed)
+    pixels = [preprocess.to_uint8(open_image(image, "golden")) for image in golden]
+    latency = {"milliseconds_per_image_at_batch": pipeline.runtime.latency(), "threads": pipeline.runtime.threads}
+    return write_bundle(
+        directory,
+        name=name,
+        architecture=architecture,
+        classes=classes,
+        task=task,
+        preprocess=preprocess,
+        temperature=temperature,
+        operating_point=operating_point,
+        flip_average=flip_average,
+        weights={key: tensor.numpy() for key, tensor in model.state_dict().items()},
+        onnx=onnx,
+        golden_images=golden,
+        golden_logits=_reference(model, pipeline, pixels),
+        expected_input=expected_input or {},
+        licences=licences or {},
+        provenance=provenance or {},
+        metrics=metrics,
+        latency={**latency, "machine": platform.machine(), "runtime": "ONNX Runtime, CPU, float32"},
+        parity=parity,
+        intended_use=intended_use,
+    )
+
+
+def restore_model(bundle: Bundle) -> nn.Module:
+    """The torch network of a verified bundle, in evaluation mode: for explanation, not for answers.
+
+    Raises:
+        ModelError: C505 when the weights do not fit the architecture.
+    """
+    from medloom.models.registry import create_model
+    from medloom.models.weights import load_weights
+
+    model = create_model(**bundle.document["architecture"])
+    load_weights(model, bundle.root)
+    return model.eval()
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, float32, in evaluation mode; the caller's model is not touched."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _reference(model: nn.Module, pipeline: Pipeline, pixels_NHWC: Sequence[np.ndarray]) -> np.ndarray:
+    """``(N, K)`` logits as training and evaluation compute them, without AMP."""
+    model = _frozen(model)
+    out: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels_NHWC), 32):
+            block_BHWC = torch.from_numpy(np.stack(pixels_NHWC[start : start + 32]))
+            x_BCHW = finish(block_BHWC.permute(0, 3, 1, 2).float() / 255, pipeline.preprocess)
+            logits_BK = model(x_BCHW)
+            out.append((logits_BK + model(x_BCHW.flip(-1))) / 2 if pipeline.flip_average else logits_BK)
+    return torch.cat(out).numpy()
+
+
+def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:
+    """Phantoms that are neither square nor of the model's size, so that resizing is part of what is proved."""
+    side = max(64, round(max(preprocess.size) * 1.25))
+    colours = 3 if preprocess.channels == "rgb" else 1
+    phantoms = [p[:, : round(side * 0.9)] for p in golden_images(GOLDEN * colours, side, seed)]
+    if colours == 1:
+        return phantoms
+    # Three different ones as channels: the order of colours is then part of it too.
+    return [np.stack(phantoms[k : k + 3], axis=2) for k in range(0, len(phantoms), 3)]
+
+
+def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    return max((abs(value - other.get(key, np.nan)) for key, value in one.items()), default=np.nan)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs its progress, and warns of its own use of a deprecated class."""
+    levels = {name: logging.getLogger(name).level for name in _CHATTY}
+    try:
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*", category=FutureWarning)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _strip(proto: Any) -> None:
+    """The exporter writes source paths and stack traces of this machine into every node: they go."""
+    pending = [proto]
+    while pending:
+        message = pending.pop()
+        for descriptor, value in message.ListFields():
+            if descriptor.name in ("metadata_props", "doc_string"):
+                message.ClearField(descriptor.name)
+            elif descriptor.message_type is not None:
+                pending.extend(value if hasattr(value, "__len__") else [value])
+
+
+def _untraceable(model: nn.Module, problem: Exception) -> ExportError:
+    text = " ".join(str(problem).split())[:200] or type(problem).__name__
+    module = re.findall(r"nn_module_stack.*?'([\w.]+)'", str(problem))
+    place = f"{type(model).__name__}{'.' + module[-1] if module else ''}"
+    return ExportError("X601", place, f"cannot be traced ({text})", "Write that part without data-dependent control")
+
+
+def _missing_operator(model: nn.Module, program: torch.export.ExportedProgram, problem: Exception) -> ExportError:
+    """Name the operation and the module that it stands in, from the exporter's text and the traced graph."""
+    text = f"{problem} {problem.__cause__}"
+    operators = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
+    names = re.findall(r"Error when translating node %(\w+)", text)
+    operator = operators[0] if operators else (names[0] if names else " ".join(text.split())[:160])
+    place = type(model).__name__
+    for node in program.graph.nodes:
+        same = node.name in names or operator.split(".")[-1] in str(node.target)
+        if same and node.op == "call_function" and node.meta.get("nn_module_stack"):
+            path, kind = list(node.meta["nn_module_stack"].values())[-1]
+            kind = kind if isinstance(kind, str) else kind.__name__
+            place = f"{type(model).__name__}.{path} ({kind.split('.')[-1]})".replace("L['self'].", "")
+            break
+    return ExportError("X601", place, f"ONNX has no operator for {operator}", "Write that step with other operations")

@@ -1,0 +1,254 @@
+"""From image to answer, without torch: the one path that parity at export, the golden check and every user go through.
+
+Shapes: B images, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _ort
+
+from medloom.data.images import MAX_ASPECT, MIN_SIDE, Image, decode_file, read_image_bytes
+from medloom.data.preprocess import Preprocess
+from medloom.errors import DataError, ModelError
+from medloom.evaluation.predictions import probabilities
+
+MAX_BATCH = 64  # bounds memory whatever the caller passes at once
+TASKS = ("binary", "multi_class", "multi_label")  # as evaluation.questions names them
+Picture = str | Path | bytes | np.ndarray | Image
+
+_ORT_ERRORS = tuple(
+    getattr(_ort, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+)
+
+
+class Runtime:
+    """An ONNX graph on the CPU: float32 ``(B, C, H, W)`` to logits ``(B, K)``, any B.
+
+    Args:
+        model: the ONNX file's bytes (its hash was taken of these very bytes, so nothing can change in between).
+        threads: default, the cores that this process may use.
+        place: what to call the model in errors.
+
+    Raises:
+        ModelError: C505 when ONNX Runtime cannot run it, or it is no image classifier with a free batch size.
+    """
+
+    def __init__(self, model: bytes, *, threads: int | None = None, place: str = "model.onnx") -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or usable_cores()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong is raised; the console stays ours
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as problem:
+            raise ModelError(
+                "C505", place, f"ONNX Runtime refuses it: {_first_line(problem)}", "Export again"
+            ) from None
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        shapes = [(len(i.shape), i.type) for i in (*inputs, *outputs)]
+        if shapes != [(4, "tensor(float)"), (2, "tensor(float)")] or isinstance(inputs[0].shape[0], int):
+            raise ModelError(
+                "C505",
+                place,
+                f"inputs and outputs are {shapes}, not images with a free batch to logits",
+                "Export again",
+            )
+        self.threads: int = options.intra_op_num_threads
+        self.in_chans, *size = inputs[0].shape[1:]
+        self.size: tuple[int, int] = (size[0], size[1])
+        self.num_classes = outputs[0].shape[1]
+        self._place, self._input, self._output = place, inputs[0].name, outputs[0].name
+
+    def logits(self, x_BCHW: np.ndarray) -> np.ndarray:
+        """``(B, K)`` float32 logits, computed at most ``MAX_BATCH`` images at a time.
+
+        Raises:
+            DataError: X603 for another number of channels or another size than the model was exported for.
+        """
+        expected = (self.in_chans, *self.size)
+        if x_BCHW.ndim != 4 or x_BCHW.shape[1:] != expected:
+            raise DataError(
+                "X603", self._place, f"input is {x_BCHW.shape}, the model takes (batch, {expected})", "Preprocess first"
+            )
+        out_BK = np.empty((len(x_BCHW), self.num_classes), dtype=np.float32)
+        for start in range(0, len(x_BCHW), MAX_BATCH):
+            part = np.ascontiguousarray(x_BCHW[start : start + MAX_BATCH], dtype=np.float32)
+            try:
+                out_BK[start : start + len(part)] = self._session.run([self._output], {self._input: part})[0]
+            except _ORT_ERRORS as problem:
+                raise ModelError(
+                    "C505", self._place, f"it fails on {len(part)} images: {_first_line(problem)}", "Export again"
+                ) from None
+        return out_BK
+
+    def latency(self, *, batches: Sequence[int] = (1, 8), repeats: int = 5) -> dict[str, float]:
+        """Median milliseconds per image at each batch size, after one warm-up."""
+        measured = {}
+        for batch in batches:
+            x_BCHW = np.zeros((batch, self.in_chans, *self.size), dtype=np.float32)
+            self.logits(x_BCHW)
+            times = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                self.logits(x_BCHW)
+                times.append(time.perf_counter() - started)
+            measured[str(batch)] = round(statistics.median(times) / batch * 1000, 3)
+        return measured
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, or why there is none.
+
+    Attributes:
+        id: path as given, or ``image 3`` for the fourth of a list of arrays.
+        label: the class answered; ``|``-joined where labels are many; None when refused or without operating point.
+        probabilities: per class, after calibration.
+        decision: how ``label`` came about: ``positive`` or ``negative`` (two classes, against ``threshold``),
+            ``most probable``, ``labels`` (each against its own threshold), ``no operating point``, ``refused``.
+        threshold: smallest probability of the last of two classes that counts as positive.
+        logits: per class, as the network gave them.
+        error: code of the refusal, with ``problem`` in words.
+    """
+
+    id: str
+    label: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    decision: str = "refused"
+    threshold: float | None = None
+    logits: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Preprocessing, network, calibration and threshold in one value.
+
+    Attributes:
+        task: ``binary`` (two exclusive classes, the last is positive), ``multi_class`` or ``multi_label``.
+        thresholds: per class, on the calibrated probability, classes without an operating point left out; used by
+            ``binary`` (last class) and ``multi_label``.
+        flip_average: mean of the logits of an image and its mirror, where the recipe was evaluated so.
+        max_megapixels: larger images are refused before they are decoded (D110).
+    """
+
+    classes: tuple[str, ...]
+    task: str
+    preprocess: Preprocess
+    temperature: float
+    thresholds: Mapping[str, float]
+    runtime: Runtime
+    flip_average: bool = False
+    max_megapixels: float = 64.0
+
+    def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        """``(B, K)`` logits of images that went through ``preprocess.to_uint8``."""
+        x_BCHW = self.preprocess.normalise(pixels_BHWC)
+        logits_BK = self.runtime.logits(x_BCHW)
+        return (logits_BK + self.runtime.logits(x_BCHW[..., ::-1])) / 2 if self.flip_average else logits_BK
+
+    def answer(self, ids: Sequence[str], logits_BK: np.ndarray) -> list[Prediction]:
+        """Probabilities and decisions of logits."""
+        scores_BK = probabilities(logits_BK, self.task == "multi_label", self.temperature)
+        return [self._decide(id_, z_K, p_K) for id_, z_K, p_K in zip(ids, logits_BK, scores_BK)]
+
+    def stream(self, images: Iterable[Picture], *, batch_size: int = 32, start: int = 0) -> Iterator[Prediction]:
+        """Answers in the order of ``images``; a bad image gives a refusal, not an exception."""
+        remaining = enumerate(images, start)
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
+            while chunk := list(islice(remaining, max(1, min(batch_size, MAX_BATCH)))):
+                rows = list(pool.map(self._prepare, chunk))
+                good = [(id_, row) for id_, row in rows if isinstance(row, np.ndarray)]
+                logits_BK = self.logits(np.stack([row for _, row in good])) if good else np.empty((0, 0))
+                answers = iter(self.answer([id_ for id_, _ in good], logits_BK))
+                for id_, row in rows:
+                    if isinstance(row, DataError):
+                        yield Prediction(id_, error=row.code, problem=row.problem)
+                    else:
+                        yield next(answers)
+
+    def _prepare(self, numbered: tuple[int, Picture]) -> tuple[str, np.ndarray | DataError]:
+        """Name and ``(H, W, C)`` uint8 of one image, or its refusal; full-size pixels are let go at once."""
+        position, picture = numbered
+        name = str(picture) if isinstance(picture, str | Path) else f"image {position}"
+        try:
+            return name, self.preprocess.to_uint8(open_image(picture, name, self.max_megapixels))
+        except DataError as refusal:
+            return name, refusal
+
+    def _decide(self, id_: str, z_K: np.ndarray, p_K: np.ndarray) -> Prediction:
+        scores = {name: float(p) for name, p in zip(self.classes, p_K)}
+        logits = {name: float(z) for name, z in zip(self.classes, z_K)}
+        if self.task == "multi_class":
+            return Prediction(id_, self.classes[int(p_K.argmax())], scores, "most probable", None, logits)
+        if self.task == "multi_label":
+            found = [n for n, p in scores.items() if n in self.thresholds and p >= self.thresholds[n]]
+            return Prediction(id_, "|".join(found), scores, "labels", None, logits)
+        negative, positive = self.classes
+        threshold = self.thresholds.get(positive)
+        if threshold is None:
+            return Prediction(id_, None, scores, "no operating point", None, logits)
+        is_positive = scores[positive] >= threshold
+        label, decision = (positive, "positive") if is_positive else (negative, "negative")
+        return Prediction(id_, label, scores, decision, threshold, logits)
+
+
+def open_image(picture: Picture, name: str, max_megapixels: float = 64.0) -> Image:
+    """Decode a path or file content, or take an array ``(H, W)`` or ``(H, W, 3)`` of uint8 or uint16 as it is.
+
+    Raises:
+        DataError: the D-codes of decoding; for an array D107 (shape or type), D110, D111, D112.
+    """
+    if isinstance(picture, Image):
+        return picture
+    if isinstance(picture, bytes):
+        return read_image_bytes(picture, name, max_megapixels=max_megapixels)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, name, max_megapixels)
+    return decode_file(picture, max_megapixels=max_megapixels)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: ONNX Runtime would count those of the whole host."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _from_array(pixels: np.ndarray, name: str, max_megapixels: float) -> Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype not in (np.uint8, np.uint16) or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
+        problem = f"array of type {pixels.dtype} and shape {pixels.shape}"
+        raise DataError("D107", name, problem, "Give uint8 or uint16, (height, width) or (height, width, 3)")
+    height, width = pixels.shape[:2]
+    if height * width > max_megapixels * 1e6:
+        raise DataError("D110", name, f"{height} x {width} pixels", "Reduce it first")
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
+        raise DataError("D112", name, f"{height} x {width} pixels are no picture", "Leave it out")
+    if pixels.min() == pixels.max():
+        raise DataError("D111", name, "all pixels are equal", "Leave it out")
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, 0]  # as decoding does it: grey that was stored as colour is grey
+    mode = "L" if pixels.ndim == 2 else "RGB"
+    return Image(pixels, 8 * pixels.dtype.itemsize, mode, "array", pixels.nbytes)
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]

@@ -1,0 +1,158 @@
+"""``medloom predict``: answers of a bundle for files and folders, without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from medloom.data.images import SUFFIXES
+from medloom.deployment.bundle import Bundle, load
+from medloom.deployment.runtime import Prediction
+from medloom.errors import DataError, UsageError
+from medloom.files import write_bytes
+from medloom.workflows.outcome import Outcome
+from medloom.workflows.progress import Progress, Report
+
+NOTICE = "Research software, not a medical device."
+EXCLUDE_LIMIT = 0.01  # as data.exclude_limit: the share of refused images above which the exit status is 3
+
+
+def predict(
+    bundle: str | Path | Bundle,
+    paths: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    fmt: Literal["csv", "json"] | None = None,
+    threads: int | None = None,
+    batch_size: int = 32,
+    exclude_limit: float = EXCLUDE_LIMIT,
+    progress: Report | None = None,
+    quiet: bool = True,
+) -> Outcome:
+    """Answer for image files and for all images below folders.
+
+    Every image has a row, in the order given (below a folder: sorted by path); one that cannot be used has its code in
+    place of an answer. The file, if any, is written whole or not at all.
+
+    Args:
+        out: file to write; without it the table is the printed text.
+        fmt: default, from the ending of ``out``.
+        exclude_limit: share of refused images above which ``exit_code`` is 3.
+
+    Raises:
+        UsageError: U214 a path that is not there, U215 an ending of ``out`` that is neither .csv nor .json.
+        DataError: D114 a folder that cannot be read, D115 no image at all.
+        ModelError: the bundle is refused (``medloom.load``).
+        ResourceError: T404, T405 ``out`` cannot be written.
+    """
+    kind = _format(out, fmt)
+    model = bundle if isinstance(bundle, Bundle) else load(bundle, threads=threads)
+    files, passed_over = find_images(paths)
+    answers: list[Prediction] = []
+    with Progress("answering", quiet=quiet) as shown:
+        for answer in model.stream(files, batch_size=batch_size):
+            answers.append(answer)
+            (progress or shown)(len(answers), len(files))
+    refused = [a for a in answers if a.error]
+    values: dict[str, Any] = {
+        "notice": NOTICE,
+        "model": model.name,
+        "model_hash": model.hash,
+        "classes": list(model.classes),
+        "images": len(answers),
+        "refused": len(refused),
+        "passed_over": passed_over,
+        "predictions": [a.as_dict() for a in answers],
+    }
+    text = table(model.classes, answers) if kind == "csv" else json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    exit_code = 3 if len(refused) > exclude_limit * len(answers) else 0
+    if out is None:
+        return Outcome(values, (text.rstrip("\n"),), exit_code)
+    # A file name need not be UTF-8: its bytes pass through unchanged.
+    write_bytes(out, text.encode("utf-8", "surrogateescape"))
+    lines = [f"{len(answers) - len(refused)} of {len(answers)} images answered by {model.name}. {NOTICE}"]
+    lines += [f"refused[{a.error}] {a.id}: {a.problem}" for a in refused[:20]]
+    if passed_over:
+        lines.append(f"{passed_over} files without an image's ending were passed over")
+    return Outcome({**values, "file": str(out)}, (*lines, f"open {out}"), exit_code)
+
+
+def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
+    """Image files, in order, each once; and how many other files the folders hold.
+
+    A file that is named is always taken; below a folder only those with an image's ending. Links out of a folder and
+    hidden files are left alone.
+
+    Raises:
+        UsageError: U214 a path that is not there.
+        DataError: D114 a folder that cannot be read, D115 nothing found.
+    """
+    found: dict[Path, None] = {}
+    others = 0
+    for path in map(Path, paths):
+        if path.is_dir():
+            for entry in _below(path):
+                if entry.suffix.lower() in SUFFIXES:
+                    found[entry] = None
+                else:
+                    others += 1
+        elif path.exists():
+            found[path] = None
+        else:
+            raise UsageError("U214", path, "there is no such file or folder", "Check the path")
+    if not found:
+        place = ", ".join(map(str, paths)) or "no path"
+        raise DataError("D115", place, f"no image found ({others} other files)", f"Known endings: {_ENDINGS}")
+    return list(found), others
+
+
+def table(classes: Sequence[str], answers: Sequence[Prediction]) -> str:
+    """Answers as CSV: ``id, label, decision, threshold, probability:CLASS ..., logit:CLASS ..., error, problem``."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    numbers = [("probability", "probabilities"), ("logit", "logits")]
+    header = [f"{prefix}:{name}" for prefix, _ in numbers for name in classes]
+    writer.writerow(["id", "label", "decision", "threshold", *header, "error", "problem"])
+    for answer in answers:
+        values = [getattr(answer, field).get(name, "") for _, field in numbers for name in classes]
+        start = [answer.id, answer.label or "", answer.decision, _cell(answer.threshold)]
+        writer.writerow([*start, *map(_cell, values), answer.error or "", answer.problem or ""])
+    return out.getvalue()
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    def refuse(problem: OSError) -> None:
+        place = problem.filename or folder
+        raise DataError("D114", place, f"cannot be read ({problem.strerror})", "Correct its permissions") from None
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            entry = Path(root, name)
+            if not name.startswith(".") and not (entry.is_symlink() and not _stays_in(entry, folder)):
+                yield entry
+
+
+def _stays_in(link: Path, folder: Path) -> bool:
+    return link.resolve().is_relative_to(folder.resolve())
+
+
+def _format(out: str | Path | None, fmt: str | None) -> str:
+    if fmt is not None or out is None:
+        return fmt or "csv"
+    ending = Path(out).suffix.lower().removeprefix(".")
+    if ending not in ("csv", "json"):
+        raise UsageError("U215", out, "the ending says neither .csv nor .json", "Choose one of the two")
+    return ending
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+_ENDINGS = " ".join(sorted(SUFFIXES))
