@@ -51,6 +51,9 @@ class DataConfig(_Part):
     classes: tuple[str, ...] | None = Field(
         default=None, description="names in order; the last is the positive one of two"
     )
+    rename: dict[str, str] = Field(
+        default={}, description="label in the source: its name here, '' to leave it out; '*' stands for the rest"
+    )
     multi_label: bool | None = None
     uncertain: Literal["refuse", "negative", "positive", "drop"] = "refuse"
     encoding: str = "utf-8"

@@ -1,0 +1,222 @@
+"""One image file, or the bytes of an upload, to an array: every way in which that can go wrong has a code.
+
+The declared size is checked before a pixel is decoded, the format is read from the first bytes and never from the
+name, and whatever Pillow raises becomes a ``DataError``. What was done to the pixels on the way (alpha laid on black,
+rotation by the camera's tag ...) is told in ``Image.notes``, so that an audit can count it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
+
+from medloom.config import DataConfig
+from medloom.data.arrays import array_row
+from medloom.data.modes import merge_equal_channels, to_pixels
+from medloom.data.records import Dataset, Record
+from medloom.errors import DataError
+
+# A suffix only makes a file a candidate; its first bytes decide.
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".pnm")
+)
+FRAMED_SUFFIXES = frozenset((".tif", ".tiff", ".gif", ".png"))
+SUFFIXES = _SINGLE | FRAMED_SUFFIXES
+MIN_SIDE = 8
+MAX_ASPECT = 10.0
+
+# The plugins are called directly: Image.open only warns about 13,000 x 13,000 pixels, and tries every codec it knows.
+_OPENERS: dict[str, Any] = {
+    "jpeg": JpegImagePlugin.jpeg_factory,
+    "png": PngImagePlugin.PngImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "pnm": PpmImagePlugin.PpmImageFile,
+}
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+)
+_STRANGERS = (
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"%PDF", "a PDF"),
+    (b"<", "HTML or XML text"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"RIFF", "a WebP image or other RIFF data"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Pixels as the file holds them, and what is known of the file.
+
+    Attributes:
+        pixels: ``(H, W)``, or ``(H, W, 3)`` where the channels differ; uint8, uint16 or float32.
+        bits: significant bits, the range of the pixels being ``0 .. 2**bits - 1``; 0 for floats (range unknown).
+        mode: Pillow's name of the stored form (``L``, ``RGB``, ``P``, ``CMYK``, ``I;16``, ``F`` ...).
+        file_type: ``jpeg``, ``png`` ..., from the first bytes; ``npz`` for a row of an array.
+        size_bytes: of the file; of the row for arrays.
+        notes: what was done to the pixels, in the fixed phrases of ``medloom.data.modes``.
+        quality: sum of the first quantisation table of a JPEG (larger is coarser), 0 elsewhere.
+    """
+
+    pixels: np.ndarray
+    bits: int
+    mode: str
+    file_type: str
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+    quality: int = 0
+
+
+def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
+    """The image of a record: a file below the dataset's root, or a row of its npz file.
+
+    Raises:
+        DataError: as ``decode_file``; D116 when the npz no longer holds the row.
+    """
+    if not dataset.root.is_file():
+        return decode_file(
+            dataset.root / record.path,
+            frames=config.frames,
+            max_megapixels=config.max_megapixels,
+            frame=record.index or 0,
+            place=record.id,
+        )
+    row = array_row(dataset.root, record)
+    _check_size(row.shape[1], row.shape[0], record.id, config.max_megapixels)
+    pixels = merge_equal_channels(row)
+    _check_content(pixels, record.id)
+    bits = 8 * pixels.dtype.itemsize
+    return Image(pixels, bits, "RGB" if row.ndim == 3 else f"I;{bits}" if bits > 8 else "L", "npz", row.nbytes)
+
+
+def decode_file(
+    path: str | Path, *, frames: str = "refuse", max_megapixels: float = 64.0, frame: int = 0, place: str | None = None
+) -> Image:
+    """Decode one file.
+
+    Args:
+        frames: ``refuse`` a file of several frames, or read its ``first``; with ``all``, number ``frame`` is read.
+        max_megapixels: cap on the declared size, checked before decoding.
+        place: how errors name the file; its path when left out.
+
+    Raises:
+        DataError: D101 empty, D102 not an image, D103 truncated or damaged, D107 colours without a rule, D109 several
+            frames, D110 too many pixels, D111 constant or not finite, D112 tiny or extreme, D114 unreadable.
+    """
+    place = str(path) if place is None else place
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise DataError(
+            "D114", place, f"cannot be read ({problem.strerror or problem})", "Correct its permissions or remove it"
+        ) from None
+    return _decode_bytes(data, place, frames, max_megapixels, frame)
+
+
+def read_image_bytes(data: bytes, name: str, *, frames: str = "refuse", max_megapixels: float = 64.0) -> Image:
+    """Decode an upload; ``name`` is only a label in errors.
+
+    Raises:
+        DataError: as ``decode_file``.
+    """
+    return _decode_bytes(data, name, frames, max_megapixels, 0)
+
+
+def count_frames(path: str | Path) -> int:
+    """Frames of a GIF, TIFF or PNG; 1 for whatever cannot be opened (decoding it will say why)."""
+    try:
+        data = Path(path).read_bytes()
+        return int(getattr(_OPENERS[_file_type(data, str(path))](io.BytesIO(data), ""), "n_frames", 1))
+    except Exception:  # noqa: BLE001 - codecs raise anything
+        return 1
+
+
+def _decode_bytes(data: bytes, place: str, frames: str, max_megapixels: float, frame: int) -> Image:
+    file_type = _file_type(data, place)
+    try:
+        handle = _OPENERS[file_type](io.BytesIO(data), "")
+        _check_size(handle.size[0], handle.size[1], place, max_megapixels)
+        count = getattr(handle, "n_frames", 1)
+        if count > 1 and frames == "refuse":
+            raise DataError("D109", place, f"holds {count} frames", "Say --set data.frames=first, or =all")
+        if count > 1 and frames == "all":
+            handle.seek(frame)
+            _check_size(handle.size[0], handle.size[1], place, max_megapixels)
+        mode = handle.mode
+        quality = sum(next(iter(handle.quantization.values()), ())) if file_type == "jpeg" else 0
+        pixels, bits, notes = to_pixels(handle, data, file_type)
+    except DataError as problem:
+        raise DataError(problem.code, place, problem.problem, problem.remedy) from None
+    except MemoryError:
+        raise DataError("D110", place, "too large for this machine's memory", "Lower data.max_megapixels") from None
+    except Exception as problem:  # noqa: BLE001 - codecs raise anything: OSError, SyntaxError, struct.error, KeyError ...
+        what = f" ({problem})" if str(problem) else ""
+        raise DataError(
+            "D103",
+            place,
+            f"truncated or damaged {file_type.upper()} of {len(data):,} bytes{what}",
+            "Copy it again, or list it in data.exclude",
+        ) from None
+    _check_content(pixels, place)
+    return Image(pixels, bits, mode, file_type, len(data), notes, quality)
+
+
+def _file_type(data: bytes, place: str) -> str:
+    if not data:
+        raise DataError("D101", place, "the file has zero bytes", "Copy it again, or list it in data.exclude")
+    for magic, name in _MAGIC:
+        if data.startswith(magic):
+            return name
+    if data.startswith(b"BM") and data[6:10] == b"\0\0\0\0":
+        return "bmp"
+    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
+        return "pnm"
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    what = next((f"is {name}" for magic, name in _STRANGERS if head.startswith(magic)), "is no image known here")
+    if data[128:132] == b"DICM":
+        what = "is DICOM, which this source does not read"
+    raise DataError("D102", place, f"the content {what}", "Put the image there, or list it in data.exclude")
+
+
+def _check_size(width: int, height: int, place: str, max_megapixels: float) -> None:
+    if width * height > max_megapixels * 1e6:
+        raise DataError(
+            "D110",
+            place,
+            f"declares {width} x {height} pixels, more than {max_megapixels:g} megapixels",
+            "Raise data.max_megapixels if the image is honest",
+        )
+    short, long = sorted((width, height))
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise DataError(
+            "D112",
+            place,
+            f"{width} x {height} pixels: a side under {MIN_SIDE}, or one {MAX_ASPECT:g} times the other",
+            "Remove it, or list it in data.exclude",
+        )
+
+
+def _check_content(pixels: np.ndarray, place: str) -> None:
+    remedy = "Look at it; remove it or list it in data.exclude"
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        bad = int(pixels.size - np.isfinite(pixels).sum())
+        raise DataError("D111", place, f"{bad} pixels are NaN or infinite", remedy)
+    # Most images differ within a few pixels, so the whole is compared only where a sparse sample is constant.
+    first, sparse = pixels[0, 0], pixels[:: max(1, pixels.shape[0] // 8), :: max(1, pixels.shape[1] // 8)]
+    if (sparse == first).all() and (pixels == first).all():
+        what = "all black" if not np.any(first) else f"constant (every pixel is {np.asarray(first).tolist()})"
+        raise DataError("D111", place, f"the image is {what}", remedy)

@@ -1,0 +1,93 @@
+"""``open_dataset``: an image folder, a table, or a MedMNIST file becomes records. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import replace
+from pathlib import Path
+
+from medloom.config import DataConfig
+from medloom.data.arrays import open_npz
+from medloom.data.folders import open_folder, walk
+from medloom.data.patients import assign_patients, assign_sites
+from medloom.data.records import Dataset
+from medloom.data.table_source import looks_like_table, open_table
+from medloom.data.tables import SUFFIXES as TABLE_SUFFIXES
+from medloom.errors import DataError
+
+_TABLE_NAMES = ("table", "labels", "metadata", "index", "records", "data")
+
+
+def open_dataset(path: str | Path, config: DataConfig) -> Dataset:
+    """List the records of a data set, with labels, splits, patients and sites as the recipe's ``data`` part says.
+
+    A folder with one table whose images exist is read by its table, a folder with one npz file by that file, any
+    other folder by its class folders; ``config.source`` overrides.
+
+    Raises:
+        DataError: D113-D116, D126 (see ``folders``, ``tables``, ``arrays``).
+        UsageError: U204 for a bad patient or site rule.
+    """
+    path = Path(path)
+    try:
+        root = path.resolve(strict=True)
+        is_file = root.is_file()
+    except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of links
+        reason = getattr(problem, "strerror", None) or "a loop of links"
+        raise DataError("D114", path, f"cannot be read ({reason})", "Give a folder, a table, or an npz file") from None
+    dataset = _open_file(root, config) if is_file else _open_directory(root, config)
+    dataset = _without_excluded(dataset, config)
+    if not dataset.records:
+        raise DataError("D115", path, "no image is left", "Look at data.exclude and data.rename")
+    records = assign_sites(assign_patients(dataset.records, config.patient), config.site)
+    return dataset.with_records(records)
+
+
+def _open_file(path: Path, config: DataConfig) -> Dataset:
+    suffix = path.suffix.lower()
+    if config.source == "medmnist" or (config.source == "auto" and suffix == ".npz"):
+        return open_npz(path, config)
+    if config.source == "table" or (config.source == "auto" and suffix in TABLE_SUFFIXES):
+        return open_table(path, config)
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise DataError("D116", path, "spreadsheets are not read", "Save it as CSV (UTF-8)")
+    raise DataError("D116", path, "neither a folder, nor a table, nor an npz file", "Give one of them")
+
+
+def _open_directory(root: Path, config: DataConfig) -> Dataset:
+    if config.source == "folder":
+        return open_folder(root, config)
+    found = walk(root)
+    files = [root / name for name in found.others if "/" not in name]
+    arrays = [file for file in files if file.suffix.lower() == ".npz"]
+    tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    if config.source == "medmnist" or (config.source == "auto" and len(arrays) == 1 and not found.images):
+        if len(arrays) != 1:
+            raise DataError("D116", root, f"{len(arrays)} npz files in the folder", "Name the one to read")
+        return open_npz(arrays[0], config)
+    if config.source == "table":
+        chosen = _one_table(tables)
+        if chosen is None:
+            raise DataError("D116", root, f"{len(tables)} tables in the folder", "Name the one to read")
+        return open_table(chosen, config)
+    chosen = _one_table([table for table in tables if looks_like_table(table, config)])
+    return open_folder(root, config, found) if chosen is None else open_table(chosen, config)
+
+
+def _one_table(tables: list[Path]) -> Path | None:
+    named = [table for name in _TABLE_NAMES for table in tables if table.stem.lower() == name]
+    if len(tables) == 1 or named:
+        return named[0] if named else tables[0]
+    return None
+
+
+def _without_excluded(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Leave out what ``data.exclude`` lists, as ids or as shell patterns."""
+    if not config.exclude:
+        return dataset
+    exact, patterns = frozenset(config.exclude), [p for p in config.exclude if set(p) & set("*?[")]
+    kept = tuple(
+        r for r in dataset.records if r.id not in exact and not any(fnmatch.fnmatchcase(r.id, p) for p in patterns)
+    )
+    notice = f"{len(dataset) - len(kept)} images were left out by data.exclude"
+    return replace(dataset, records=kept, notices=(*dataset.notices, notice))
