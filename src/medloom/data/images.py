@@ -22,9 +22,7 @@ from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
 
 # A suffix only makes a file a candidate; its first bytes decide.
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".pnm")
-)
+_SINGLE = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".pgm", ".ppm", ".pnm"))
 FRAMED_SUFFIXES = frozenset((".tif", ".tiff", ".gif", ".png"))
 SUFFIXES = _SINGLE | FRAMED_SUFFIXES
 MIN_SIDE = 8

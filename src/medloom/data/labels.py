@@ -44,11 +44,8 @@ def settle(
     """
     named = [(place, _renamed(words, config, several)) for place, words in rows]
     if several:
-        known = config.classes or ()
-        named = [
-            (p, None if w is None else tuple(x for x in w if x in known or x.casefold() not in NO_FINDING))
-            for p, w in named
-        ]
+        absent = NO_FINDING - {name.casefold() for name in config.classes or ()}
+        named = [(p, w and tuple(word for word in w if word.casefold() not in absent)) for p, w in named]
     seen = {word for _, words in named if words for word in words}
     certain = {word for word in seen if word.casefold() not in UNCERTAIN}
     classes = config.classes or _in_order(certain)
