@@ -208,14 +208,14 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     if not (0 < temperature < 1e6) or task not in TASKS or (task == "binary" and len(classes) != 2):
         raise ModelError("C505", place, f"task {task!r}, {len(classes)} classes, temperature {temperature}", EDITED)
     if not set(cuts) <= set(classes) or (point is not None and point.get("temperature") != temperature):
-        problem = f"thresholds for {sorted(cuts)} at another temperature, or of other classes than {list(classes)}"
-        raise ModelError("C510", place, problem, EDITED)
+        text = f"thresholds for {sorted(cuts)} at another temperature, or of other classes than {list(classes)}"
+        raise ModelError("C510", place, text, EDITED)
     runtime = Runtime(onnx, threads=threads, place=str(root / "model.onnx"))
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
     given = (runtime.num_classes, runtime.in_chans, runtime.size)
     if wanted != given:
-        problem = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
-        raise ModelError("C505", root, problem, EDITED)
+        text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
+        raise ModelError("C505", root, text, EDITED)
     return Pipeline(classes, task, preprocess, temperature, cuts, runtime, bool(document["flip_average"]))
 
 

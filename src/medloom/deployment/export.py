@@ -6,32 +6,28 @@ Shapes: B images, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import platform
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from medloom.data.cache import finish
 from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.bundle import Bundle, write_bundle
-from medloom.deployment.runtime import Picture, Pipeline, Prediction, Runtime, open_image
+from medloom.deployment.parity import check_parity, frozen, reference_logits
+from medloom.deployment.runtime import Picture, Pipeline, Runtime, open_image
 from medloom.errors import ExportError, ModelError
 from medloom.evaluation.operating_point import thresholds
 from medloom.files import write_bytes
 
 OPSET = 18
-BATCHES = (1, 2, 7, 32)
-TOLERANCE = 1e-4  # of a probability
 GOLDEN = 4
 
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
@@ -51,7 +47,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int, size: tupl
 
 def onnx_bytes(model: nn.Module, *, in_chans: int, size: tuple[int, int]) -> bytes:
     """The content of the ONNX file; see :func:`export_onnx`."""
-    model = _frozen(model)
+    model = frozen(model)
     # Two images: the tracer takes a batch of one for a constant.
     example_BCHW = torch.zeros(2, in_chans, *size)
     with _quiet():
@@ -82,63 +78,6 @@ def onnx_bytes(model: nn.Module, *, in_chans: int, size: tuple[int, int]) -> byt
         remedy = "Change that operation in the model, or update onnxruntime"
         raise ExportError("X601", type(model).__name__, problem.problem, remedy) from problem
     return data
-
-
-def check_parity(
-    model: nn.Module,
-    pipeline: Pipeline,
-    images: Sequence[Picture],
-    *,
-    batches: Sequence[int] = BATCHES,
-    tolerance: float = TOLERANCE,
-) -> dict[str, Any]:
-    """Compare the trained network with what will be served, from image file to decision.
-
-    One side is what training does (preprocessing, the torch form of the last affine, the network in float32), the other
-    is ``pipeline``, fed at each of the ``batches`` and then with all images that are left.
-
-    Args:
-        images: real validation images, as paths or arrays; used again from the start where they are fewer than a batch.
-
-    Returns:
-        ``images, batches, max_probability_difference, mean_probability_difference, max_logit_difference, flips``.
-
-    Raises:
-        ExportError: X602 when a probability differs by more than ``tolerance`` or any decision flips.
-        DataError: an image cannot be read.
-    """
-    if not images:
-        raise ValueError("parity needs at least one image")
-    names = [str(image) if isinstance(image, str | Path) else f"image {k}" for k, image in enumerate(images)]
-    pixels_NHWC = [pipeline.preprocess.to_uint8(open_image(image, name)) for image, name in zip(images, names)]
-    expected = pipeline.answer(names, _reference(model, pipeline, pixels_NHWC))
-    pairs: list[tuple[Prediction, Prediction]] = []
-    places = cycle(range(len(images)))
-    for batch in (*batches, len(images) - sum(batches)):
-        chosen = list(islice(places, max(0, batch)))
-        found = pipeline.stream([images[k] for k in chosen], batch_size=batch)
-        pairs += [(expected[k], answer) for k, answer in zip(chosen, found, strict=True)]
-    off_N = np.array([_difference(a.probabilities, b.probabilities) for a, b in pairs])
-    logits_N = np.array([_difference(a.logits, b.logits) for a, b in pairs])
-    flips = sum(a.label != b.label for a, b in pairs)
-    report = {
-        "images": len(images),
-        "batches": list(batches),
-        "max_probability_difference": float(off_N.max()),
-        "mean_probability_difference": float(off_N.mean()),
-        "max_logit_difference": float(logits_N.max()),
-        "flips": flips,
-    }
-    if not off_N.max() <= tolerance or flips:
-        worst = pairs[int(np.nan_to_num(off_N, nan=np.inf).argmax())][0].id
-        raise ExportError(
-            "X602",
-            worst,
-            f"the exported network answers otherwise than the trained one: probability off by {off_N.max():.1e} at most "
-            f"and {off_N.mean():.1e} on average (allowed {tolerance:.0e}), {flips} of {len(pairs)} decisions flipped",
-            "No bundle was written. Report the model; its run directory is whole",
-        )
-    return report
 
 
 def export_bundle(
@@ -173,7 +112,7 @@ def export_bundle(
         ExportError: X601 operator missing, X602 parity.
         ModelError: what ``medloom.load`` would refuse in the bundle.
     """
-    model = _frozen(model)
+    model = frozen(model)
     onnx = onnx_bytes(model, in_chans=preprocess.in_chans, size=preprocess.size)
     cuts = thresholds(operating_point)
     pipeline = Pipeline(tuple(classes), task, preprocess, temperature, cuts, Runtime(onnx), flip_average)
@@ -194,7 +133,7 @@ def export_bundle(
         weights={key: tensor.numpy() for key, tensor in model.state_dict().items()},
         onnx=onnx,
         golden_images=golden,
-        golden_logits=_reference(model, pipeline, pixels),
+        golden_logits=reference_logits(model, pipeline, pixels),
         expected_input=expected_input or {},
         licences=licences or {},
         provenance=provenance or {},
@@ -219,24 +158,6 @@ def restore_model(bundle: Bundle) -> nn.Module:
     return model.eval()
 
 
-def _frozen(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, float32, in evaluation mode; the caller's model is not touched."""
-    return copy.deepcopy(model).cpu().float().eval()
-
-
-def _reference(model: nn.Module, pipeline: Pipeline, pixels_NHWC: Sequence[np.ndarray]) -> np.ndarray:
-    """``(N, K)`` logits as training and evaluation compute them, without AMP."""
-    model = _frozen(model)
-    out: list[Tensor] = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels_NHWC), 32):
-            block_BHWC = torch.from_numpy(np.stack(pixels_NHWC[start : start + 32]))
-            x_BCHW = finish(block_BHWC.permute(0, 3, 1, 2).float() / 255, pipeline.preprocess)
-            logits_BK = model(x_BCHW)
-            out.append((logits_BK + model(x_BCHW.flip(-1))) / 2 if pipeline.flip_average else logits_BK)
-    return torch.cat(out).numpy()
-
-
 def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:
     """Phantoms that are neither square nor of the model's size, so that resizing is part of what is proved."""
     side = max(64, round(max(preprocess.size) * 1.25))
@@ -246,10 +167,6 @@ def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:
         return phantoms
     # Three different ones as channels: the order of colours is then part of it too.
     return [np.stack(phantoms[k : k + 3], axis=2) for k in range(0, len(phantoms), 3)]
-
-
-def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    return max((abs(value - other.get(key, np.nan)) for key, value in one.items()), default=np.nan)
 
 
 @contextlib.contextmanager

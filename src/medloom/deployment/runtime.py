@@ -59,7 +59,9 @@ class Runtime:
             ) from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shapes = [(len(i.shape), i.type) for i in (*inputs, *outputs)]
-        if shapes != [(4, "tensor(float)"), (2, "tensor(float)")] or isinstance(inputs[0].shape[0], int):
+        lengths = [*inputs[0].shape[1:], *outputs[0].shape[1:]] if inputs and outputs else []
+        fits = shapes == [(4, "tensor(float)"), (2, "tensor(float)")] and all(isinstance(n, int) for n in lengths)
+        if not fits or isinstance(inputs[0].shape[0], int):
             raise ModelError(
                 "C505",
                 place,
@@ -80,9 +82,8 @@ class Runtime:
         """
         expected = (self.in_chans, *self.size)
         if x_BCHW.ndim != 4 or x_BCHW.shape[1:] != expected:
-            raise DataError(
-                "X603", self._place, f"input is {x_BCHW.shape}, the model takes (batch, {expected})", "Preprocess first"
-            )
+            text = f"input is {x_BCHW.shape}, the model takes (batch, {', '.join(map(str, expected))})"
+            raise DataError("X603", self._place, text, "Preprocess the image first")
         out_BK = np.empty((len(x_BCHW), self.num_classes), dtype=np.float32)
         for start in range(0, len(x_BCHW), MAX_BATCH):
             part = np.ascontiguousarray(x_BCHW[start : start + MAX_BATCH], dtype=np.float32)
