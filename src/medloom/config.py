@@ -88,6 +88,7 @@ class ModelConfig(_Part):
     options: dict[str, Any] = {}
     pretrained: bool = False
     weights: str | None = Field(default=None, description="safetensors file to start from")
+    new_head: bool = Field(default=False, description="with weights: leave out a head of another class count")
 
 
 class AugmentConfig(_Part):

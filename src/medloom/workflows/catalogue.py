@@ -13,7 +13,9 @@ def catalogue(name: str | None = None) -> Outcome:
 
     if name is not None:
         card = model_card(name)
-        return Outcome({"name": name, **card}, tuple(f"{key}: {value}" for key, value in {"name": name, **card}.items()))
+        return Outcome(
+            {"name": name, **card}, tuple(f"{key}: {value}" for key, value in {"name": name, **card}.items())
+        )
     rows: list[dict[str, Any]] = [{"name": n, **model_card(n)} for n in list_models()]
     wide = max(len(row["name"]) for row in rows)
     lines = [f"{row['name']:{wide}}  {row['parameters']:>12,}  {row['summary']}" for row in rows]

@@ -48,9 +48,7 @@ def environment() -> dict[str, Any]:
 
 def doctor() -> Outcome:
     """Examine the machine; exit 0 also when extras are missing, for a bundle needs none of them."""
-    missing = {
-        extra: [m for m in modules if importlib.util.find_spec(m) is None] for extra, modules in _EXTRAS.items()
-    }
+    missing = {extra: [m for m in modules if importlib.util.find_spec(m) is None] for extra, modules in _EXTRAS.items()}
     advice = []
     if not missing["train"]:
         import torch  # noqa: F401 - so that threads and accelerator are told

@@ -13,8 +13,8 @@ from typing import Any
 
 from medloom.config import Recipe, load_recipe
 from medloom.errors import UsageError
-from medloom.files import RunDirectory, exclusive, sweep_orphans, write_json, write_text
-from medloom.workflows.progress import Progress, duration, number
+from medloom.files import RunDirectory, exclusive, sweep_orphans
+from medloom.workflows.progress import duration, number
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class TrainedRun:
     metrics: dict[str, Any]
     seconds: float
     exit_code: int = 0
+    notices: tuple[str, ...] = ()
 
     @property
     def report(self) -> Path:
@@ -44,12 +45,19 @@ class TrainedRun:
         }
 
     def text(self) -> str:
-        lines = []
-        for split in ("validation", "test"):
-            part = self.metrics.get(split)
+        lines = list(self.notices)
+        if self.exit_code:
+            return "\n".join([*lines, f"stopped and saved; go on with --resume --run {self.directory.root}"])
+        for split, title in (("val", "validation"), ("test", "test")):
+            part = self.metrics.get("splits", {}).get(split)
             if part:
-                shown = ", ".join(f"{name} {number(part['metrics'][name])}" for name in ("auc", "accuracy"))
-                lines.append(f"{split}: {shown}, {part['n']} images")
+                shown = [f"AUC {number(part['metrics']['auc'])}"]
+                points = [p for p in part["operating_points"] or [] if p["metrics"]]
+                if len(points) == 1:
+                    shown += [
+                        f"{k} {number(points[0]['metrics'][k])}" for k in ("accuracy", "sensitivity", "specificity")
+                    ]
+                lines.append(f"{title}: {', '.join(shown)}; {part['n']} images")
         lines.append(f"finished in {duration(self.seconds)}")
         lines.append(f"open {self.report}")
         return "\n".join(lines)
@@ -88,7 +96,8 @@ def train(
     from medloom.training import distributed
     from medloom.workflows import train_steps
 
-    with distributed.session(resolved.train.device) as world:
+    device = train_steps.device_of(resolved)
+    with distributed.world(device) as world:
         if not world.is_main:
             return train_steps.follow(resolved, directory, world, resume=resume)
         if directory.recipe.exists() and not resume:

@@ -1,0 +1,92 @@
+"""Which test images the report shows, and the weights that the model gave their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from medloom.data.cache import DevicePixels, finish
+from medloom.data.preprocess import Preprocess
+from medloom.evaluation.predictions import Predictions
+from medloom.reporting.pictures import Picture
+
+RIGHT_PER_CLASS, WRONG_PER_CLASS = 2, 4
+
+
+def choose(table: Predictions, answers: np.ndarray) -> list[int]:
+    """Rows to show: the most confident mistakes of each class, and typical (median) right answers.
+
+    Picking the surest mistakes shows what a reader should fear, and medians keep the right ones from being a
+    collection of easy cases.
+    """
+    if table.multi_label:
+        confidence = table.probabilities.max(axis=1)
+        right = (answers == table.labels).all(axis=1)
+        groups: Sequence[np.ndarray] = [np.ones(len(table), dtype=bool)]
+    else:
+        confidence = table.probabilities[np.arange(len(table)), answers]
+        right = answers == table.labels
+        groups = [table.labels == k for k in range(len(table.classes))]
+    rows: list[int] = []
+    for group in groups:
+        wrong = np.flatnonzero(group & ~right)
+        rows += wrong[np.argsort(-confidence[wrong], kind="stable")][:WRONG_PER_CLASS].tolist()
+        fine = np.flatnonzero(group & right)
+        fine = fine[np.argsort(-confidence[fine], kind="stable")]
+        middle = len(fine) // 2
+        rows += fine[middle : middle + RIGHT_PER_CLASS].tolist()
+    return rows
+
+
+@torch.inference_mode()
+def pictures(
+    model: nn.Module,
+    pixels: DevicePixels,
+    preprocess: Preprocess,
+    rows: np.ndarray,
+    table: Predictions,
+    answers: np.ndarray,
+    device: torch.device,
+) -> list[Picture]:
+    """The chosen examples with token weights, where the model has them; ``rows`` are cache rows of the table."""
+    model.eval()
+    chosen = []
+    for i in choose(table, answers):
+        x_u8_1CHW = pixels.gather(rows[i : i + 1])
+        taps: dict = {}
+        model(finish(x_u8_1CHW.to(device).float() / 255.0, preprocess), taps=taps)
+        weights = {
+            name: tap.value[0].float().cpu().numpy().reshape(tap.grid)
+            for name, tap in sorted(taps.items())
+            if name.startswith("token_weight")
+        }
+        image_HWC = x_u8_1CHW[0].permute(1, 2, 0).cpu().numpy()
+        chosen.append(
+            _picture(table, answers, i, image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC, weights)
+        )
+    return chosen
+
+
+def _picture(
+    table: Predictions, answers: np.ndarray, i: int, image: np.ndarray, weights: dict[str, np.ndarray]
+) -> Picture:
+    if table.multi_label:
+        label = "|".join(c for c, y in zip(table.classes, table.labels[i], strict=True) if y) or "none"
+        predicted = "|".join(c for c, y in zip(table.classes, answers[i], strict=True) if y) or "none"
+        of = int(table.probabilities[i].argmax())
+    else:
+        label, predicted = table.classes[table.labels[i]], table.classes[answers[i]]
+        of = len(table.classes) - 1 if len(table.classes) == 2 else int(answers[i])
+    return Picture(
+        id=table.ids[i],
+        label=label,
+        predicted=predicted,
+        correct=label == predicted,
+        probability=float(table.probabilities[i, of]),
+        of=table.classes[of],
+        image=image,
+        weights=weights,
+    )

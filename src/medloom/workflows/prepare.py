@@ -1,0 +1,80 @@
+"""From a recipe's data section to pixels and labels ready to learn from, each decision written down before the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medloom.config import Recipe
+from medloom.data.records import Dataset, read_csv
+from medloom.errors import DataError, UsageError
+from medloom.files import RunDirectory, write_json
+from medloom.workflows.audit import examine, write_audit
+from medloom.workflows.progress import Progress
+
+if TYPE_CHECKING:
+    from medloom.data.cache import PixelCache
+    from medloom.data.preprocess import Preprocess
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """All records of a run with their splits, the pixels of all of them, and how they become model input."""
+
+    dataset: Dataset
+    preprocess: Preprocess
+    cache: PixelCache
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions of one split's records, which are also their rows in the cache."""
+        return np.array([i for i, r in enumerate(self.dataset.records) if r.split == split], dtype=np.int64)
+
+
+def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> Prepared:
+    """Audit, refuse or go on, split, and decode; writes audit, records and split into the run directory.
+
+    Raises:
+        DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
+        UsageError: T411, on resume, when the data are not those of the run.
+    """
+    from medloom.data.audit import gate
+    from medloom.data.splits import make_splits
+
+    path = Path(str(recipe.data.path))
+    scan, found = examine(path, recipe.data, quiet=quiet)
+    if not resume:
+        write_audit(scan, found, recipe.data, run.root)
+    gate(found, recipe.data.accept)
+    split = make_splits(scan.dataset, recipe.data, recipe.train.seed)
+    for name in ("train", "val"):
+        if not any(r.split == name for r in split.dataset.records):
+            raise DataError("D115", f"split {name}", "there are no images in it", "Set data.val_fraction above 0")
+    if resume:
+        before = read_csv(run.records, path)
+        if before.hash() != split.dataset.hash():
+            raise UsageError("T411", path, "the data changed since the run began", "Start a new run on the new data")
+    else:
+        split.dataset.write_csv(run.records)
+        write_json(run.split, split.as_dict())
+    with Progress("decoding", quiet=quiet) as step:
+        return load_pixels(recipe, run, split.dataset, progress=step)
+
+
+def load_pixels(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> Prepared:
+    """Decode once into the cache beside the run directories (or find it there), and settle the statistics."""
+    from medloom.data.cache import build_cache
+    from medloom.data.preprocess import Preprocess
+
+    draft = Preprocess.from_config(recipe.preprocess)
+    cache = build_cache(dataset, draft, recipe.data, cache_folder(run), progress=progress)
+    prepared = Prepared(dataset, draft, cache)
+    preprocess = Preprocess.from_config(recipe.preprocess, cache.pixels, prepared.rows("train"))
+    return Prepared(dataset, preprocess, cache)
+
+
+def cache_folder(run: RunDirectory) -> Path:
+    """Decoded pixels are shared by the runs that lie side by side."""
+    return run.root.parent / ".cache"

@@ -1,0 +1,290 @@
+"""The steps of one training run, in the order that keeps them honest. ``workflows.train`` is the door."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medloom.config import Recipe, difference, load_recipe
+from medloom.data.augment import backend
+from medloom.data.cache import DevicePixels
+from medloom.data.records import Dataset, read_csv
+from medloom.data.sampling import class_weights
+from medloom.deployment.export import export_bundle
+from medloom.errors import UsageError
+from medloom.evaluation.operating_point import thresholds
+from medloom.evaluation.predictions import Predictions
+from medloom.evaluation.questions import task
+from medloom.files import RunDirectory, write_json, write_text
+from medloom.models.registry import create_model
+from medloom.models.weights import load_weights
+from medloom.reporting.pictures import write_pictures
+from medloom.reporting.report import write_report
+from medloom.training.batches import Examples
+from medloom.training.distributed import World
+from medloom.training.fingerprint import fingerprint
+from medloom.training.loop import FitResult, fit
+from medloom.training.predict import predict_logits
+from medloom.workflows import score
+from medloom.workflows.environment import environment
+from medloom.workflows.examples import pictures
+from medloom.workflows.prepare import Prepared, load_pixels, prepare
+from medloom.workflows.progress import Progress, duration
+from medloom.workflows.train import TrainedRun
+
+EVALUATION_BATCH = 64
+PARITY_IMAGES = 64
+
+
+def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet: bool) -> TrainedRun:
+    """The main process: everything that is written is written here."""
+    started = time.monotonic()
+    device = device_of(recipe)
+    if resume:
+        _check_recipe(recipe, run)
+    else:
+        run.root.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(recipe, run, resume=resume, quiet=quiet)
+    if not resume:
+        # Last, so that a run refused for its data leaves no recipe that looks like a run.
+        write_json(run.environment, environment())
+        write_text(run.recipe, recipe.as_yaml())
+    world.barrier()
+    model = build(recipe, prepared)
+    pixels = to_device(prepared.cache, device)
+    fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=quiet)
+    if fitted.exit_code:
+        return TrainedRun(run, {}, time.monotonic() - started, fitted.exit_code, fitted.notices)
+    if run.report.exists() and run.metrics.exists():
+        # Nothing was left to train, and scoring the test split again would only count one more scoring.
+        recorded = json.loads(run.metrics.read_text(encoding="utf-8"))
+        return TrainedRun(run, recorded, time.monotonic() - started, notices=fitted.notices)
+
+    validation = prepared.dataset.select("val")
+    logits = predict_logits(
+        model,
+        pixels,
+        prepared.preprocess,
+        prepared.rows("val"),
+        EVALUATION_BATCH,
+        device,
+        world=world,
+        flip_average=recipe.evaluation.flip_average,
+    )
+    table, decision, temperature = score.freeze_decision(run, validation, logits, recipe)
+    test = prepared.dataset.select("test")
+    metrics: dict[str, Any] = {}
+    if len(test):
+        scorings = score.open_test(run, "training run", prepared.dataset.hash())
+        logits = predict_logits(
+            model,
+            pixels,
+            prepared.preprocess,
+            prepared.rows("test"),
+            EVALUATION_BATCH,
+            device,
+            world=world,
+            flip_average=recipe.evaluation.flip_average,
+        )
+        scored = score.predictions_of(test, "test", logits, temperature)
+        metrics = score.write_metrics(
+            run,
+            scored,
+            table,
+            decision,
+            recipe.evaluation,
+            temperature=temperature,
+            seed=recipe.train.seed,
+            scorings=scorings,
+        )
+        rows = prepared.rows("test")
+        answers = decide(scored, decision)
+        write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, scored, answers, device))
+    _bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
+    write_report(run)
+    return TrainedRun(run, metrics, time.monotonic() - started, notices=fitted.notices)
+
+
+def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> TrainedRun:
+    """Every other process under torchrun: trains and scores its share, writes nothing."""
+    device = device_of(recipe)
+    world.barrier()
+    dataset = read_csv(run.records, Path(str(recipe.data.path)))
+    prepared = load_pixels(recipe, run, dataset)
+    model = build(recipe, prepared)
+    pixels = to_device(prepared.cache, device)
+    fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=True)
+    if fitted.exit_code:
+        return TrainedRun(run, {}, 0.0, fitted.exit_code)
+    for split in ("val", "test"):
+        if len(prepared.rows(split)):
+            predict_logits(
+                model,
+                pixels,
+                prepared.preprocess,
+                prepared.rows(split),
+                EVALUATION_BATCH,
+                device,
+                world=world,
+                flip_average=recipe.evaluation.flip_average,
+            )
+    return TrainedRun(run, {}, 0.0)
+
+
+def build(recipe: Recipe, prepared: Prepared) -> nn.Module:
+    """The recipe's model for these data, from its seed, or from the weights that it names."""
+    torch.manual_seed(recipe.train.seed)
+    architecture = architecture_of(recipe, prepared)
+    model = create_model(**architecture, pretrained=recipe.model.pretrained)
+    if recipe.model.weights is not None:
+        load_weights(model, recipe.model.weights, new_head=recipe.model.new_head)
+    return model
+
+
+def architecture_of(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What ``create_model`` takes to build this run's network again."""
+    return {
+        "name": recipe.model.name,
+        "num_classes": len(prepared.dataset.classes),
+        "in_chans": prepared.preprocess.in_chans,
+        "image_size": list(prepared.preprocess.size),
+        **recipe.model.options,
+    }
+
+
+def decide(table: Predictions, decision: dict[str, Any]) -> np.ndarray:
+    """Answers at the frozen threshold: class positions, or zeros and ones where labels are many."""
+    cut = thresholds(decision)
+    if table.multi_label:
+        limits = np.array([cut.get(name, 0.5) for name in table.classes])
+        return (table.probabilities >= limits).astype(np.int64)
+    positive = table.classes[-1]
+    if len(table.classes) == 2 and positive in cut:
+        return (table.probabilities[:, 1] >= cut[positive]).astype(np.int64)
+    return table.probabilities.argmax(axis=1)
+
+
+def _fit(
+    model: nn.Module,
+    recipe: Recipe,
+    run: RunDirectory,
+    prepared: Prepared,
+    pixels: DevicePixels,
+    device: torch.device,
+    world: World,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> FitResult:
+    dataset = prepared.dataset
+    train = dataset.select("train")
+    weights = class_weights(train.targets(), len(dataset.classes), recipe.imbalance, dataset.classes)
+    marks = fingerprint(
+        recipe,
+        {"hash": dataset.hash()},
+        device=device,
+        processes=world.size,
+        augmentation=backend(device),
+    )
+    with Progress("training", quiet=quiet) as progress:
+        return fit(
+            model,
+            train=_examples(prepared, pixels, "train", train),
+            val=_examples(prepared, pixels, "val", dataset.select("val")),
+            recipe=recipe,
+            run=run,
+            preprocess=prepared.preprocess,
+            class_weights=weights,
+            fingerprint=marks,
+            accept=recipe.data.accept,
+            resume=resume,
+            device=device,
+            world=world,
+            progress=lambda event: _show(progress, event),
+        )
+
+
+def _examples(prepared: Prepared, pixels: DevicePixels, split: str, part: Dataset) -> Examples:
+    return Examples(pixels, prepared.rows(split), part.targets(), tuple(r.id for r in part.records))
+
+
+def _show(progress: Progress, event: dict[str, Any]) -> None:
+    """One line per epoch that stays, and the time left in between."""
+    if event["event"] == "epoch":
+        area = event.get("val_auc")
+        progress.keep(
+            f"epoch {event['epoch']}: train loss {event['train_loss']:.4f}, validation loss {event['val_loss']:.4f}, "
+            f"AUC {'not estimable' if area is None else f'{area:.4f}'}, {duration(event['seconds'])}"
+        )
+    elif event["event"] == "step":
+        progress(event["total"], event["total_steps"], f"loss {event['train_loss']:.4f}")
+    elif event["event"] == "notice":
+        progress.keep(str(event["text"]))
+
+
+def _bundle(
+    model: nn.Module,
+    recipe: Recipe,
+    run: RunDirectory,
+    prepared: Prepared,
+    decision: dict[str, Any],
+    temperature: float,
+    metrics: dict[str, Any],
+    table: Predictions,
+) -> None:
+    from medloom.data.images import decode
+
+    validation = prepared.dataset.select("val")
+    chosen = [
+        validation.records[i]
+        for i in np.linspace(0, len(validation) - 1, min(PARITY_IMAGES, len(validation)), dtype=int)
+    ]
+    images = [validation.file(r) if r.index is None else decode(validation, r, recipe.data).pixels for r in chosen]
+    export_bundle(
+        model,
+        run.bundle,
+        name=recipe.name,
+        architecture=architecture_of(recipe, prepared),
+        classes=prepared.dataset.classes,
+        task=task(table),
+        preprocess=prepared.preprocess,
+        images=images,
+        temperature=temperature,
+        operating_point=decision,
+        flip_average=recipe.evaluation.flip_average,
+        provenance={
+            "data": prepared.dataset.hash(),
+            "recipe": recipe.hash,
+            "training images": len(prepared.rows("train")),
+            "accepted": list(recipe.data.accept),
+        },
+        metrics=metrics or None,
+    )
+
+
+def _check_recipe(recipe: Recipe, run: RunDirectory) -> None:
+    """Refuse to resume under another recipe (T411), whatever the difference."""
+    before = load_recipe(run.recipe)
+    changed = [line for line in difference(before, recipe) if not line.startswith(("data.accept", "notes"))]
+    if changed and "T411" not in recipe.data.accept:
+        shown = "; ".join(changed[:5])
+        raise UsageError("T411", run.recipe, f"the recipe changed: {shown}", "Undo it, or start another --run")
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where this process computes; also sets the thread count that the recipe asks for."""
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    wanted = recipe.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("U217", "train.device", "there is no CUDA device here", "Set train.device=auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
