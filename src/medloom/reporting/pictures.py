@@ -15,7 +15,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,12 +45,18 @@ class Picture:
 
 
 def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
-    """Store examples for the report, both files atomically, the list last: it is what a reader looks for."""
+    """Store examples for the report, both files atomically, the list last: it is what a reader looks for.
+
+    Raises:
+        ValueError: a weight is not finite (a fault of the caller: the model's answer was to be checked first).
+    """
     arrays: dict[str, np.ndarray] = {}
     facts = []
     for i, entry in enumerate(entries):
         arrays[f"image_{i}"] = np.ascontiguousarray(entry.image, dtype=np.uint8)
         for scale, weight in enumerate(entry.weights.values()):
+            if not np.isfinite(weight).all():
+                raise ValueError(f"token weights of {entry.id} are not finite")
             arrays[f"weight_{i}_{scale}"] = np.asarray(weight, dtype=np.float32)
         facts.append(
             {
@@ -73,7 +78,7 @@ def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
 def read_pictures(run: RunDirectory) -> list[Picture]:
     """Read what ``write_pictures`` wrote. Raises OSError, KeyError or ValueError when it is not whole."""
     facts: list[dict[str, Any]] = json.loads((run.root / FACTS).read_text(encoding="utf-8"))
-    with np.load(_checked(run.root / ARRAYS), allow_pickle=False) as arrays:
+    with np.load(run.root / ARRAYS, allow_pickle=False) as arrays:
         return [
             Picture(
                 fact["id"],
@@ -124,6 +129,3 @@ def scale_bar() -> np.ndarray:
     mixed = (1 - _OPACITY) * 128 + _OPACITY * colormap()
     return np.broadcast_to(np.rint(mixed).astype(np.uint8), (8, 256, 3))
 
-
-def _checked(path: Path) -> io.BytesIO:
-    return io.BytesIO(path.read_bytes())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medloom.reporting.curves import Bin, Curve
+from medloom.reporting.page import visible
 from medloom.reporting.svg import BLUE, INK, MUTED, ORANGE, colours, inline_svg
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 FULL, HALF = 10.4, 5.1
+TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 
-def counts(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> str:
+def counts(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> Markup:
     """Images per class, one panel per split (figure 3 of the HATR paper)."""
     splits = [s for s in counts if sum(counts[s].values())]
     ink = colours(len(classes))
@@ -41,7 +45,7 @@ def counts(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> str:
     return inline_svg("counts", f"Images per class. {told}", paint, size=(FULL, height), panels=(1, max(len(splits), 1)))
 
 
-def training(epochs: Sequence[dict[str, Any]], best: int | None) -> str:
+def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
     """Loss, accuracy, validation AUC and learning rate over epochs (figure 5 of the HATR paper)."""
     x = [e["epoch"] for e in epochs]
 
@@ -89,105 +93,111 @@ def training(epochs: Sequence[dict[str, Any]], best: int | None) -> str:
     )
 
 
-def curve_panels(name: str, panels: Sequence[dict[str, Any]]) -> str:
-    """ROC (``kind: roc``) or precision-recall (``kind: pr``) panels.
+def curve_panels(name: str, panels: Sequence[dict[str, Any]], confidence: float) -> Markup:
+    """ROC and precision-recall curves with their bands.
 
-    Each panel: ``kind``, ``title``, ``curve``, and optionally ``reference`` (curve of validation), ``point`` (x, y of
-    the operating point) and ``chance`` (share of positives, for precision-recall).
+    Each panel: ``kind`` (``roc`` or ``pr``), ``title``, ``curve`` ({x, y, low, high, chance} of metrics.json, or None),
+    ``reference`` (the same of validation, or None) and ``point`` (x, y of the operating point, or None).
     """
     columns = 2 if len(panels) <= 2 else 4
     rows = -(-len(panels) // columns)
-    side = FULL / columns
 
     def paint(axes: list[Any]) -> None:
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes, panels):
-            curve: Curve | None = panel["curve"]
-            roc = panel["kind"] == "roc"
-            axis.set_title(_short(panel["title"], 40))
-            axis.set_xlim(-0.01, 1.01)
-            axis.set_ylim(-0.01, 1.015)
-            axis.set_aspect("equal")
-            axis.set_xlabel("1 − specificity" if roc else "sensitivity (recall)")
-            axis.set_ylabel("sensitivity" if roc else "precision (PPV)")
-            axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], minor=False)
-            axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], minor=False)
-            if curve is None:
-                axis.text(0.5, 0.5, "not estimable:\none class only", ha="center", va="center", color=MUTED)
-                continue
-            chance = ([0, 1], [0, 1]) if roc else ([0, 1], [panel["chance"]] * 2)
-            axis.plot(*chance, ":", color=MUTED, linewidth=1.1, label="no skill")
-            axis.fill_between(curve.x_G, curve.low_G, curve.high_G, color=BLUE, alpha=0.17, linewidth=0)
-            if panel.get("reference") is not None:
-                reference: Curve = panel["reference"]
-                axis.plot(reference.x_G, reference.y_G, "--", color=MUTED, linewidth=1.1, label="validation")
-            axis.plot(curve.x_G, curve.y_G, color=BLUE, label=f"test, with {panel['confidence']:.0%} band")
-            if panel.get("point") is not None:
-                axis.plot(*panel["point"], "o", color=ORANGE, markersize=6, label="operating point", zorder=5)
+            _curve(axis, panel, confidence)
             if len(panels) <= 2:
-                axis.legend(loc="lower right" if roc else "lower left")
+                axis.legend(loc="lower right" if panel["kind"] == "roc" else "lower left")
 
-    kind = {"roc": "ROC", "pr": "precision-recall"}
+    kind = {"roc": "ROC", "pr": "Precision-recall"}
     alt = "; ".join(f"{kind[p['kind']]} curve, {p['title']}" for p in panels)
-    return inline_svg(name, alt, paint, size=(FULL, rows * side * 0.93), panels=(rows, columns))
+    return inline_svg(name, alt, paint, size=(FULL, rows * FULL / columns * 0.93), panels=(rows, columns))
 
 
-def reliability(before: Sequence[Bin], after: Sequence[Bin], what: str) -> str:
-    """Observed share over forecast, before and after calibration."""
+def _curve(axis: Any, panel: dict[str, Any], confidence: float) -> None:
+    curve, roc = panel["curve"], panel["kind"] == "roc"
+    axis.set_title(_short(panel["title"], 40))
+    _unit_square(axis)
+    axis.set_xlabel("1 − specificity" if roc else "sensitivity (recall)")
+    axis.set_ylabel("sensitivity" if roc else "precision (PPV)")
+    if curve is None:
+        axis.text(0.5, 0.5, "not estimable", ha="center", va="center", color=MUTED)
+        return
+    chance = ([0, 1], [0, 1]) if roc else ([0, 1], [curve["chance"]] * 2)
+    axis.plot(*chance, ":", color=MUTED, linewidth=1.1, label="no skill")
+    x, y, low, high = (_numbers(curve[key]) for key in ("x", "y", "low", "high"))
+    axis.fill_between(x, low, high, color=BLUE, alpha=0.17, linewidth=0)
+    reference = panel["reference"]
+    if reference is not None:
+        axis.plot(_numbers(reference["x"]), _numbers(reference["y"]), "--", color=MUTED, linewidth=1.1, label="validation")
+    # The grid's first point stands above the origin when some positives outscore every negative.
+    start = [0.0] if roc else []
+    axis.plot([*start, *x], [*start, *y], color=BLUE, label=f"test, with {100 * confidence:g}\u202f% band")
+    if panel["point"] is not None:
+        axis.plot(*panel["point"], "o", color=ORANGE, markersize=6, label="operating point", zorder=5)
+
+
+def reliability(panels: Sequence[dict[str, Any]]) -> Markup:
+    """Observed share over forecast; each panel ``title``, ``x``, ``before`` and ``after`` (reliability rows)."""
 
     def paint(axes: list[Any]) -> None:
-        axis = axes[0]
-        axis.plot([0, 1], [0, 1], ":", color=MUTED, linewidth=1.1, label="perfect")
-        for bins, colour, mark, label in ((before, MUTED, "s", "before"), (after, BLUE, "o", "after calibration")):
-            if bins:
-                x, y = [b.forecast for b in bins], [b.observed for b in bins]
-                low = [max(0.0, b.observed - b.low) for b in bins]
-                high = [max(0.0, b.high - b.observed) for b in bins]
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes, panels):
+            axis.plot([0, 1], [0, 1], ":", color=MUTED, linewidth=1.1, label="perfect")
+            for key, colour, mark in (("before", MUTED, "s"), ("after", BLUE, "o")):
+                bins = panel[key]
+                if not bins:
+                    continue
+                x, y = [b["mean_probability"] for b in bins], [b["observed"] for b in bins]
+                low = [max(0.0, b["observed"] - b["low"]) for b in bins]
+                high = [max(0.0, b["high"] - b["observed"]) for b in bins]
                 axis.errorbar(x, y, (low, high), fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.55)
+                label = f"{key} calibration"
                 axis.plot(x, y, marker=mark, markersize=4.2, color=colour, linewidth=1.3, label=label)
-        axis.set_xlim(-0.01, 1.01)
-        axis.set_ylim(-0.01, 1.015)
-        axis.set_aspect("equal")
-        axis.set_xlabel(what)
-        axis.set_ylabel("observed share")
-        axis.set_title("Reliability")
-        axis.legend(loc="upper left")
+            _unit_square(axis)
+            axis.set_xlabel(_short(panel["x"], 44))
+            axis.set_ylabel("observed share")
+            axis.set_title(_short(panel["title"], 40))
+        axes[0].legend(loc="upper left")
 
-    return inline_svg("reliability", "Reliability diagram before and after calibration", paint, size=(HALF, 4.75))
+    return _half_panels("reliability", "Reliability before and after calibration", paint, len(panels))
 
 
-def scores(values: dict[str, np.ndarray], thresholds: Sequence[float], what: str) -> str:
-    """Histogram of the positive class's score: the last group upwards, the others downwards."""
-    names = list(values)
+def scores(panels: Sequence[dict[str, Any]]) -> Markup:
+    """Score histograms; each panel ``title``, ``x``, ``threshold`` and ``values`` (group to scores, last one upwards)."""
     edges = np.linspace(0, 1, 41)
-    ink = colours(len(names))
 
     def paint(axes: list[Any]) -> None:
-        axis = axes[0]
-        for k, name in enumerate(names):
-            height, _ = np.histogram(values[name], edges)
-            sign = 1 if k == len(names) - 1 else -1
-            axis.bar(edges[:-1], sign * height, np.diff(edges), align="edge", color=ink[k], label=_short(name), alpha=0.9)
-        axis.axhline(0, color=INK, linewidth=0.8)
-        for threshold in thresholds:
-            axis.axvline(threshold, color=INK, linewidth=1.1, linestyle="--", label=f"threshold {threshold:.3f}")
-        axis.yaxis.set_major_formatter(lambda v, _: f"{abs(v):.0f}")
-        axis.locator_params(axis="y", integer=True)
-        axis.set_xlim(-0.01, 1.01)
-        axis.margins(y=0.14)
-        axis.set_xlabel(what)
-        axis.set_ylabel("images")
-        axis.set_title("Scores of the test images")
-        handles, labels = axis.get_legend_handles_labels()
-        axis.legend(handles[::-1], labels[::-1], loc="upper center")
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes, panels):
+            for k, (name, values) in enumerate(panel["values"].items()):
+                height, _ = np.histogram(values, edges)
+                up = k == len(panel["values"]) - 1
+                sign, colour = (1, ORANGE) if up else (-1, BLUE)
+                label = _short(name)
+                axis.bar(edges[:-1], sign * height, np.diff(edges), align="edge", color=colour, label=label, alpha=0.9)
+            axis.axhline(0, color=INK, linewidth=0.8)
+            if panel["threshold"] is not None:
+                label = f"threshold {panel['threshold']:.3f}"
+                axis.axvline(panel["threshold"], color=INK, linewidth=1.1, linestyle="--", label=label)
+            axis.yaxis.set_major_formatter(lambda v, _: f"{abs(v):.0f}")
+            axis.locator_params(axis="y", integer=True)
+            axis.set_xlim(-0.01, 1.01)
+            axis.margins(y=0.14)
+            axis.set_xlabel(_short(panel["x"], 44))
+            axis.set_ylabel("images")
+            axis.set_title(_short(panel["title"], 40))
+            handles, labels = axis.get_legend_handles_labels()
+            axis.legend(handles[::-1], labels[::-1], loc="upper center")
 
-    alt = "Scores of " + " and ".join(f"{len(values[n])} images of {n}" for n in names)
-    return inline_svg("scores", alt, paint, size=(HALF, 4.75))
+    return _half_panels("scores", "Histograms of scores, upwards the positive ones", paint, len(panels))
 
 
-def prevalence(rows: Sequence[dict[str, Any]]) -> str:
-    """PPV and NPV over prevalence with intervals; each row ``prevalence``, ``ppv`` and ``npv`` entries."""
+def prevalence(rows: Sequence[dict[str, Any]], name: str) -> Markup:
+    """PPV and NPV over prevalence with intervals; rows of ``predictive_values`` in metrics.json."""
 
     def paint(axes: list[Any]) -> None:
         axis = axes[0]
@@ -207,9 +217,29 @@ def prevalence(rows: Sequence[dict[str, Any]]) -> str:
         axis.set_title("Predictive values")
         axis.legend(loc="best")
 
-    return inline_svg("prevalence", "Predictive values over prevalence", paint, size=(HALF, 3.2))
+    return inline_svg(name, "Predictive values over prevalence", paint, size=(HALF, 3.2))
+
+
+def _unit_square(axis: Any) -> None:
+    axis.set_xlim(-0.01, 1.01)
+    axis.set_ylim(-0.01, 1.015)
+    axis.set_xticks(TICKS)
+    axis.set_yticks(TICKS)
+    axis.set_aspect("equal")
+
+
+def _half_panels(name: str, alt: str, paint: Callable[[list[Any]], None], count: int) -> Markup:
+    """One panel at half the page's width, more in rows of four across the page."""
+    if count == 1:
+        return inline_svg(name, alt, paint, size=(HALF, 4.75))
+    rows = -(-count // 4)
+    return inline_svg(name, alt, paint, size=(FULL, 2.75 * rows), panels=(rows, 4))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
 
 
 def _short(text: str, limit: int = 28) -> str:
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return visible if len(visible) <= limit else visible[: limit - 1] + "…"
+    line = visible(text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"

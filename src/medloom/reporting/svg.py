@@ -10,7 +10,12 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from medloom.reporting.page import visible
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 INK = "#1d2a35"
 MUTED = "#5f6f7d"
@@ -71,7 +76,7 @@ def inline_svg(
     panels: tuple[int, int] = (1, 1),
     ratios: tuple[float, ...] | None = None,
     share_x: bool = False,
-) -> str:
+) -> Markup:
     """Let ``paint`` draw on fresh axes and return the figure as an ``<svg>`` element.
 
     Args:
@@ -103,20 +108,18 @@ def colours(count: int) -> list[str]:
     return [CYCLE[k % len(CYCLE)] for k in range(count)]
 
 
-def _embed(svg: str, name: str, alt: str) -> str:
+def _embed(svg: str, name: str, alt: str) -> Markup:
+    from markupsafe import Markup
+
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"""font: ([\d.]+px)[^;"]*""", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"""font-family: [^;"]*""", "font-family: var(--sans)", svg)
     svg = re.sub(r'(<[^>]*?\s)id="([^"]+)"', rf'\1id="{name}-\2"', svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     view = re.search(r'viewBox="([^"]+)"', svg)
     box = view.group(1) if view else "0 0 100 100"
-    head = f'<svg class="figure" viewBox="{box}" role="img" aria-label="{_attribute(alt)}">'
-    return head + svg[svg.index(">") + 1 :].strip()
-
-
-def _attribute(text: str) -> str:
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    head = Markup('<svg class="figure" viewBox="{}" role="img" aria-label="{}">').format(box, visible(alt))
+    return head + Markup(svg[svg.index(">") + 1 :].strip())

@@ -1,0 +1,191 @@
+"""Sections of the report about the run itself: what was asked, the data, the training, the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medloom.reporting import plots
+from medloom.reporting.recorded import Recorded
+from medloom.reporting.wording import SPLITS, asked_of, plural
+
+TEST_SCORED = "test scored"  # the ledger's event
+_EXAMPLES = 5
+
+
+def asked(found: Recorded) -> dict[str, Any]:
+    """What the recipe asked for, and what model came of it."""
+    return {
+        "facts": asked_of(found.recipe) if found.recipe else [],
+        "bundle": _bundle(found.model) if found.model else [],
+    }
+
+
+def data(found: Recorded) -> dict[str, Any]:
+    """Counts, splits, audit findings, exclusions."""
+    split, audit = found.split or {}, found.audit
+    counts = split.get("classes") or (audit or {}).get("counts") or {}
+    counts = {SPLITS.get(s, s): dict(classes) for s, classes in counts.items() if sum(classes.values())}
+    names = list(dict.fromkeys(name for classes in counts.values() for name in classes))
+    return {
+        "plot": plots.counts(counts, names) if names else "",
+        "plot_note": " after splitting" if split.get("classes") else ", as found by the audit",
+        "splits": [
+            {"split": SPLITS.get(s, s), "images": n, "patients": (split.get("patients") or {}).get(s)}
+            for s, n in (split.get("images") or {}).items()
+        ],
+        "split_hash": split.get("hash", ""),
+        "seed": split.get("seed"),
+        "notices": split.get("notices") or [],
+        "records": found.records,
+        "findings": None if audit is None else findings(audit),
+        "accepted": accepted(found),
+        "exclusions": exclusions(audit or {}),
+    }
+
+
+def findings(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Findings of audit.json, the gravest first, with few examples."""
+    order = {"refuse": 0, "warn": 1, "note": 2}
+    rows = [
+        {
+            "code": str(f.get("code", "")),
+            "severity": str(f.get("severity", "")),
+            "title": str(f.get("title", "")),
+            "count": f.get("count"),
+            "remedy": str(f.get("remedy") or "").rstrip("."),
+            "examples": [_example(e) for e in (f.get("examples") or [])[:_EXAMPLES]],
+        }
+        for f in audit.get("findings") or []
+    ]
+    return sorted(rows, key=lambda row: order.get(row["severity"], 3))
+
+
+def exclusions(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Images left out, counted by code."""
+    by_code: dict[str, list[str]] = {}
+    for row in audit.get("excluded") or (audit.get("summary") or {}).get("excluded") or []:
+        if isinstance(row, dict):
+            by_code.setdefault(str(row.get("code", "")), []).append(str(row.get("id", "")))
+    return [{"code": c, "count": len(ids), "examples": ids[:_EXAMPLES]} for c, ids in sorted(by_code.items())]
+
+
+def accepted(found: Recorded) -> list[str]:
+    """Codes of gates that a person let pass, from the recipe and the ledger."""
+    codes = set(((found.recipe or {}).get("data") or {}).get("accept") or [])
+    codes |= {str(line["code"]) for line in found.ledger or () if "accept" in str(line.get("event")) and line.get("code")}
+    return sorted(codes)
+
+
+def scorings(found: Recorded) -> int | None:
+    """How often the test split was scored; None where nobody counted."""
+    if found.ledger is None:
+        return None
+    return sum(line.get("event") == TEST_SCORED for line in found.ledger)
+
+
+def training(found: Recorded) -> dict[str, Any]:
+    """Curves, their fluctuation, and how the run went."""
+    epochs = epochs_of(found.log)
+    if not epochs:
+        return {"plot": "", "fluctuation": [], "facts": [], "resolution": ""}
+    best = best_epoch(found)
+    seconds = [e["seconds"] for e in epochs if e.get("seconds") is not None]
+    rate = [e["images_per_second"] for e in epochs if e.get("images_per_second") is not None]
+    events = [str(line.get("event")) for line in found.log]
+    facts = [("Epochs", f"{len(epochs)}, kept: {best if best is not None else 'not recorded'}")]
+    if seconds:
+        facts.append(("Time per epoch", f"{np.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"))
+        facts.append(("All epochs", f"{sum(seconds) / 60:.1f} min"))
+    if rate:
+        facts.append(("Speed", f"{np.median(rate):.0f} images per second (median)"))
+    facts.append(("Interruptions", f"resumed {plural(events.count('resume'), 'time')}"))
+    stop = next((line for line in reversed(found.log) if line.get("event") == "stop"), None)
+    if stop is not None and stop.get("reason"):
+        facts.append(("Ended by", str(stop["reason"])))
+    n = (((found.split or {}).get("images")) or {}).get("val") or (len(found.validation) if found.validation else 0)
+    labels = (("val_loss", "validation loss"), ("val_accuracy", "validation accuracy"), ("val_auc", "validation AUC"))
+    return {
+        "plot": plots.training(epochs, best),
+        "fluctuation": [
+            {"label": label, "all": fluctuation(epochs, key), "half": fluctuation(epochs[len(epochs) // 2 :], key)}
+            for key, label in labels
+        ],
+        "resolution": f"Validation has {plural(n, 'image')}: one image moves its accuracy by {1 / n:.4f}." if n else "",
+        "facts": facts,
+    }
+
+
+def epochs_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line per epoch: where a resumed run repeated one, the later line is what its weights came from."""
+    last = {int(line["epoch"]): dict(line) for line in log if line.get("event") == "epoch" and "epoch" in line}
+    return [last[e] for e in sorted(last)]
+
+
+def best_epoch(found: Recorded) -> int | None:
+    """The epoch whose weights were kept: the last ``best`` event."""
+    for line in reversed(found.log):
+        if line.get("event") == "best" and line.get("epoch") is not None:
+            return int(line["epoch"])
+    return None
+
+
+def fluctuation(epochs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Standard deviation of the change between neighbouring epochs."""
+    values = [e[key] for e in epochs if e.get(key) is not None]
+    return f"{np.std(np.diff(values)):.4f}" if len(values) > 2 else "–"
+
+
+def machine(found: Recorded) -> dict[str, Any]:
+    """Machine and versions, the ledger, external evaluations, and what is missing."""
+    columns = list(dict.fromkeys(key for line in found.ledger or () for key in line))[:7]
+    external = []
+    for name, content in found.evaluations.items():
+        split = (content.get("splits") or {}).get("test") or {}
+        path = f"evaluations/{name}: splits.test.metrics.auc"
+        external.append(
+            {"name": name, "n": split.get("n"), "entry": (split.get("metrics") or {}).get("auc"), "path": path}
+        )
+    return {
+        "facts": _flat(found.environment) if found.environment else [],
+        "ledger": None if found.ledger is None else [[_cell(line.get(c)) for c in columns] for line in found.ledger],
+        "ledger_columns": columns,
+        "external": external,
+        "missing": found.missing,
+    }
+
+
+def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    keys = ("architecture", "parameters", "classes", "expected_input", "latency", "parity", "licences", "provenance")
+    rows = _flat({key: document.get(key) for key in keys})
+    name = (document.get("hashes") or {}).get("document")
+    return [*rows, ("bundle sha256", str(name))] if name else rows
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A recorded object as terms and texts."""
+    return [(key.replace("_", " "), _cell(value)) for key, value in values.items() if value not in (None, "", [], {})]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_cell(v) for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}".replace(",", "\u202f")
+    return str(value)
+
+
+def _example(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(str(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return " = ".join(str(v) for v in value)
+    return str(value)
