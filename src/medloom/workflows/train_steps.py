@@ -14,7 +14,7 @@ from torch import nn
 
 from medloom.config import Recipe, difference, load_recipe
 from medloom.data.augment import backend
-from medloom.data.cache import DevicePixels
+from medloom.data.cache import DevicePixels, to_device
 from medloom.data.records import Dataset, read_csv
 from medloom.data.sampling import class_weights
 from medloom.deployment.export import export_bundle
