@@ -164,6 +164,10 @@ def finish(x_BCHW: Tensor, preprocess: Preprocess) -> Tensor:
 
     if preprocess.channels == "pseudocolor":
         x_BCHW = (2 * x_BCHW - channels(PSEUDOCOLOR.tolist())).clamp_(0, 1)
+    if x_BCHW.shape[1] == 1 and len(set(zip(preprocess.mean, preprocess.std))) == 1:
+        # Grey three times: standardise once, then copy, instead of three times as much arithmetic and memory traffic.
+        x_BCHW = (x_BCHW - preprocess.mean[0]).div_(preprocess.std[0])
+        return x_BCHW.expand(-1, preprocess.in_chans, -1, -1).contiguous()
     return (x_BCHW - channels(preprocess.mean)).div_(channels(preprocess.std))
 
 
