@@ -177,6 +177,10 @@ class RunDirectory:
         return self.root / "log.jsonl"
 
     @property
+    def sessions(self) -> Path:
+        return self.root / "sessions.jsonl"
+
+    @property
     def ledger(self) -> Path:
         return self.root / "ledger.jsonl"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 
-def prefetch(make: Callable[[Item], Batch], items: Iterable[Item], depth: int = 2) -> Iterator[Batch]:
+def prefetch(make: Callable[[Item], Batch], items: Iterable[Item], depth: int = 2) -> Generator[Batch, None, None]:
     """Yield ``make(item)`` for every item, in order, made ahead in one background thread.
 
     One thread, so the order of all side effects is that of the items. What ``make`` or ``items`` raises is raised

@@ -1,0 +1,139 @@
+"""Which images each step shows, to which process, and how they become tensors: a function of (seed, epoch, step).
+
+An epoch's images are dealt into ``ceil(n / batch)`` steps whose sizes differ by at most one. So there is no small last
+batch: one of a single image, on which batch normalisation fails, occurs only where the batch size or the whole data
+set is one. A batch larger than the data set is the data set.
+
+Shape suffixes: B images of a micro-batch, C channels, H height, W width, K classes, N images of the split.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medloom.data.augment import augment, draw
+from medloom.data.cache import finish
+from medloom.data.preprocess import Preprocess
+from medloom.training.distributed import World
+
+if TYPE_CHECKING:
+    from medloom.config import AugmentConfig
+
+
+class Pixels(Protocol):
+    """All images of the data set on the device of the run (``data.cache.DevicePixels``)."""
+
+    def gather(self, indices: np.ndarray) -> Tensor:
+        """uint8 ``(B, C, H, W)`` of the given rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The images of one split.
+
+    Attributes:
+        pixels: of the whole data set.
+        rows: ``(N,)`` which of them belong to the split.
+        labels: ``(N,)`` int64 class positions, or ``(N, K)`` float32 zeros and ones.
+        ids: ``(N,)`` record ids, for messages.
+    """
+
+    pixels: Pixels
+    rows: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may bear several labels."""
+        return self.labels.ndim == 2
+
+
+def deal(n: int, size: int) -> list[slice]:
+    """Cut ``n`` items into ``ceil(n / size)`` runs whose lengths differ by at most one."""
+    parts = max(1, -(-n // size))
+    edges = [n * k // parts for k in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch before it is read: the images of its step, over all processes, and its place among them."""
+
+    epoch: int
+    step: int
+    rows: np.ndarray
+    place: slice
+    last: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process.
+
+    Attributes:
+        x_BCHW: model input.
+        target: ``(B,)`` int64 or ``(B, K)`` float32.
+        counts: False for an image that is only there so that all processes go through the same motions, where a
+            micro-batch has fewer images than there are processes; its loss must be multiplied by zero.
+        last: whether the optimiser steps after it.
+    """
+
+    x_BCHW: Tensor
+    target: Tensor
+    counts: bool
+    last: bool
+
+
+def parts(steps: list[np.ndarray], batch_size: int, epoch: int, first_step: int) -> Iterator[Part]:
+    """The micro-batches of an epoch from ``first_step`` on.
+
+    Args:
+        steps: rows of each optimiser step.
+        batch_size: images of a micro-batch over all processes.
+    """
+    for step in range(first_step, len(steps)):
+        places = deal(len(steps[step]), batch_size)
+        for k, place in enumerate(places):
+            yield Part(epoch, step, steps[step], place, last=k == len(places) - 1)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes micro-batches; holds what stays the same through a run."""
+
+    examples: Examples
+    preprocess: Preprocess
+    config: AugmentConfig
+    seed: int
+    world: World
+    device: torch.device
+    memory_format: torch.memory_format
+
+    def read(self, part: Part) -> Batch:
+        """This process's share of a micro-batch, augmented and normalised.
+
+        Every process draws for the whole step and takes its rows, so that the pictures do not depend on how many
+        processes there are.
+        """
+        draws = draw(self.config, len(part.rows), (self.seed, part.epoch, part.step))
+        share = self.world.share(part.place.stop - part.place.start)
+        counts = share.stop > share.start
+        share = share if counts else slice(0, 1)
+        mine = slice(part.place.start + share.start, part.place.start + share.stop)
+        rows = part.rows[mine]
+        x_BCHW = augment(self.examples.pixels.gather(self.examples.rows[rows]), draws[mine], self.config)
+        x_BCHW = finish(x_BCHW, self.preprocess).to(self.device).contiguous(memory_format=self.memory_format)
+        target = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
+        return Batch(x_BCHW, target, counts, part.last)

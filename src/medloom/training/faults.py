@@ -1,0 +1,118 @@
+"""What can go wrong inside a step, said in one line: T406 not finite, T407 out of memory, T415 a batch of one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medloom.errors import GateError, ResourceError, UsageError
+from medloom.training.batches import Batch, Examples
+
+if TYPE_CHECKING:
+    from medloom.config import Recipe
+    from medloom.training.journal import Journal
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The numbers of one step, perhaps still being computed, and what to name if they are bad.
+
+    Attributes:
+        numbers: float64 ``[loss, correct, stop, norm]``, sums over all processes.
+    """
+
+    epoch: int
+    step: int
+    rate: float
+    examples: Examples
+    rows: np.ndarray
+    numbers: Tensor
+
+    def check(self, journal: Journal) -> bool:
+        """Wait for the numbers; whether some process was asked to stop.
+
+        Raises:
+            GateError: T406, loss or gradient is NaN or infinite. The weights on disk are from before.
+        """
+        loss, _, stop, norm = self.numbers.tolist()
+        if np.isfinite(loss) and np.isfinite(norm):
+            return bool(stop > 0)
+        ids = [self.examples.ids[row] for row in self.rows]
+        what = "loss" if not np.isfinite(loss) else "gradient"
+        journal.session("not_finite", epoch=self.epoch, step=self.step + 1, learning_rate=self.rate, what=what, ids=ids)
+        shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more (sessions.jsonl)" if len(ids) > 4 else "")
+        raise GateError(
+            "T406",
+            f"epoch {self.epoch} step {self.step + 1}",
+            f"{what} is not finite at learning rate {self.rate:.3g} on the images {shown}",
+            "The last good checkpoint is kept; look at these images, or lower train.learning_rate",
+        )
+
+
+@contextlib.contextmanager
+def explained(net: nn.Module, batch: Batch, recipe: Recipe, processes: int) -> Iterator[None]:
+    """Turn what torch says when memory ends, or when a batch is too small to be normalised, into our errors.
+
+    Raises:
+        ResourceError: T407 with a batch size that was tried and fits.
+        UsageError: T415.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not _is_out_of_memory(problem):
+            raise
+        n = len(batch.x_BCHW)
+    except ValueError as problem:
+        if "more than 1 value per channel" not in str(problem):
+            raise
+        raise UsageError(
+            "T415",
+            "train.batch_size",
+            f"a batch of {len(batch.x_BCHW)} image cannot be normalised over the batch, as this model does",
+            "Use at least 2 images per process and step",
+        ) from None
+    else:
+        return
+    # Only here is the failed step's memory free: while the exception lived, its frames held the activations.
+    fitting = _fitting(net, batch, recipe) if processes == 1 else n // 2
+    if fitting:
+        advice = f"train.batch_size={fitting * processes} fits; train.accumulate={-(-n // fitting)} keeps the step size"
+    else:
+        advice = "Use a smaller model or preprocess.size"
+    where = batch.x_BCHW.device.type.upper()
+    raise ResourceError("T407", "train.batch_size", f"out of {where} memory with {n} images a batch", advice)
+
+
+def _is_out_of_memory(problem: BaseException) -> bool:
+    text = str(problem).lower()
+    return (
+        isinstance(problem, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+        or "out of memory" in text
+    )
+
+
+def _fitting(net: nn.Module, batch: Batch, recipe: Recipe) -> int:
+    """Largest of n/2, n/4 ... images that go forward and backward; 0 where not even two do."""
+    from medloom.training.precision import autocast
+
+    n = len(batch.x_BCHW) // 2
+    while n >= 1:
+        net.zero_grad(set_to_none=True)
+        if batch.x_BCHW.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError, MemoryError, ValueError):
+            with autocast(batch.x_BCHW.device, recipe.train.amp):
+                logits_BK = net(batch.x_BCHW[:n])
+            logits_BK.float().square().sum().backward()
+            return n
+        n //= 2
+    return 0

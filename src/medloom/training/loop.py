@@ -1,0 +1,285 @@
+"""The training loop, to be read from top to bottom.
+
+::
+
+    with world(device) as w:
+        result = fit(model, train=train, val=val, recipe=recipe, run=run, preprocess=preprocess,
+                     fingerprint=fingerprint(recipe, {"hash": dataset.hash()}, device=device),
+                     class_weights=weights, device=device, world=w, resume=False, progress=print)
+
+Data order, augmentation, dropout and learning rate are functions of (seed, epoch, step), and everything else is in the
+checkpoint. So a run that was killed at any moment and resumed ends, on the same CPU and threads, with the bytes of one
+that was not.
+
+A step is one move of the optimiser: ``batch_size * accumulate`` images over all processes.
+Shape suffixes: B images of a micro-batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medloom.data.prefetch import prefetch
+from medloom.data.preprocess import Preprocess
+from medloom.data.sampling import epoch_order
+from medloom.errors import DataError
+from medloom.files import RunDirectory
+from medloom.training import faults, optimizers
+from medloom.training.batches import Batch, Examples, Reader, deal, parts
+from medloom.training.distributed import World, accumulating, replicate, share_buffers
+from medloom.training.journal import Journal
+from medloom.training.losses import Loss, make_loss
+from medloom.training.precision import autocast, memory_format, settings
+from medloom.training.predict import Interrupted, predict_logits
+from medloom.training.schedule import learning_rate
+from medloom.training.scores import correct, improves, monitor_of, validation_scores
+from medloom.training.state import State, average_of, seed_step, update_average
+from medloom.training.stopping import EXIT_CODES, StopRequests
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medloom.config import Recipe
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a session ended.
+
+    Attributes:
+        stopped: why the run is over (``epochs``, ``steps``, ``patience``), or the signal (``SIGTERM``, ``SIGINT``)
+            that ended the session; then a checkpoint of that moment is saved.
+        epochs, steps: finished so far, over all sessions.
+        best: ``epoch``, ``score``, ``monitor`` of the best epoch; None before the first validation.
+        weights: safetensors file of the best epoch, which ``model`` now holds too; None before the first validation.
+        notices: what a person should know (a damaged checkpoint was passed over, nothing was left to do ...).
+    """
+
+    stopped: str
+    epochs: int
+    steps: int
+    best: dict[str, Any] | None
+    weights: Path | None
+    notices: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 143 or 130 after a signal, else 0."""
+        return EXIT_CODES.get(self.stopped, 0)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same through a session."""
+
+    recipe: Recipe
+    train: Examples
+    val: Examples | None
+    reader: Reader
+    loss: Loss
+    net: nn.Module
+    world: World
+    journal: Journal
+    stop: StopRequests
+    monitor: str
+    steps_per_epoch: int
+    total_steps: int
+
+
+def fit(
+    model: nn.Module,
+    *,
+    train: Examples,
+    val: Examples | None,
+    recipe: Recipe,
+    run: RunDirectory,
+    preprocess: Preprocess,
+    fingerprint: dict[str, Any],
+    class_weights: np.ndarray | None = None,
+    device: torch.device,
+    world: World = World(),  # noqa: B008  (a frozen value)
+    resume: bool = False,
+    accept: tuple[str, ...] = (),
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> FitResult:
+    """Train, validate after each epoch, keep the best epoch, save as it goes.
+
+    Args:
+        model: freshly built from the recipe's seed; holds the best weights when the run is over.
+        val: None trains without validation; the last epoch is then the best.
+        run: its ``checkpoint`` and ``log`` are written, by the main process. The caller holds ``files.exclusive``.
+        fingerprint: ``training.fingerprint.fingerprint``; must be equal on resume.
+        class_weights: ``(K,)`` of ``data.sampling.class_weights``.
+        resume: go on from the newest good checkpoint; without any, begin.
+        accept: codes; ``T411`` goes on in spite of a changed fingerprint (but never with other data).
+        progress: is given a dict per ``event``: ``step`` (loss, learning_rate, seconds_left ...), ``epoch``,
+            ``saved``, ``notice``.
+
+    Raises:
+        DataError: D115 no training images.
+        UsageError: T411 not the run that was saved; T414 a run is here and ``resume`` is not set; T415 batch of one.
+        ModelError: T414 no checkpoint is good; C505 they are of another model.
+        GateError: T406 loss or gradient is not finite.
+        ResourceError: T404, T405 not saved; T407 out of memory.
+    """
+    config = recipe.train
+    if not len(train):
+        raise DataError("D115", "train", "no training images", "Check the split and the excluded files")
+    with settings(device, config.threads), StopRequests() as stop:
+        model.to(device=device, memory_format=memory_format(model))  # type: ignore[call-overload]
+        state = State(
+            model=model,
+            optimizer=optimizers.make_optimizer(model, config),
+            average=average_of(model) if config.ema_decay > 0 else None,
+            fingerprint=fingerprint,
+            sums=torch.zeros(2, dtype=torch.float64, device=device),
+        )
+        journal = Journal(run, world, progress)
+        journal.open(state, resume=resume, accept=accept)
+        steps_per_epoch = len(_epoch_steps(recipe, train, 1))
+        total_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
+        this = _Run(
+            recipe=recipe,
+            train=train,
+            val=val,
+            reader=Reader(train, preprocess, recipe.augment, config.seed, world, device, memory_format(model)),
+            loss=make_loss(
+                multi_label=train.multi_label,
+                class_weights=class_weights,
+                label_smoothing=config.label_smoothing,
+                focal_gamma=recipe.imbalance.gamma if recipe.imbalance.method == "focal" else None,
+            ),
+            net=replicate(model, device, world),
+            world=world,
+            journal=journal,
+            stop=stop,
+            monitor=monitor_of(config.monitor, val, journal.notice),
+            steps_per_epoch=steps_per_epoch,
+            total_steps=int(total_steps),
+        )
+        stopped = state.done
+        while stopped is None:
+            finished = _train_epoch(this, state) and _finish_epoch(this, state)
+            stopped = state.done or (None if finished else stop.received or "SIGTERM")
+        weights = journal.close(state, stopped)
+    return FitResult(stopped, state.epoch - 1, state.total, state.best, weights, tuple(journal.notices))
+
+
+def _train_epoch(this: _Run, state: State) -> bool:
+    """Take the steps that are left of the epoch. False where a signal came; the state is then saved."""
+    config, train = this.recipe.train, this.train
+    steps = _epoch_steps(this.recipe, train, state.epoch)[: this.total_steps - state.total + state.step]
+    places = parts(steps, config.batch_size, state.epoch, state.step)
+    # Where reading a number waits for the GPU, each step's numbers are looked at after the next step is under way.
+    delay = 1 if this.reader.device.type == "cuda" else 0
+    unread: list[faults.StepReport] = []
+    this.net.train()
+    with closing(prefetch(this.reader.read, places)) as batches:
+        for step in range(state.step, len(steps)):
+            started = time.perf_counter()
+            rate = learning_rate(state.total, this.steps_per_epoch, this.total_steps, config)
+            optimizers.set_learning_rate(state.optimizer, rate)
+            seed_step(config.seed, state.epoch, step, this.world.rank)
+            weight = this.loss.weight(train.labels[steps[step]])
+            numbers = _gradients(this, state, batches, weight)
+            unread.append(faults.StepReport(state.epoch, step, rate, train, steps[step], numbers))
+            halt = False
+            while len(unread) > delay:
+                halt |= unread.pop(0).check(this.journal)
+            state.optimizer.step()
+            update_average(state, config.ema_decay)
+            state.sums += numbers[:2]
+            state.step, state.total = step + 1, state.total + 1
+            state.weight, state.images = state.weight + weight, state.images + len(steps[step])
+            state.seconds += time.perf_counter() - started
+            this.journal.step(state, rate, numbers, weight, this.steps_per_epoch, this.total_steps)
+            due = config.save_steps is not None and state.total % config.save_steps == 0 and step + 1 < len(steps)
+            if halt or due:
+                while unread:
+                    unread.pop(0).check(this.journal)
+                this.journal.save(state)
+            if halt:
+                return False
+    while unread:
+        unread.pop(0).check(this.journal)
+    return True
+
+
+def _gradients(this: _Run, state: State, batches: Iterator[Batch], weight: float) -> torch.Tensor:
+    """Forward and backward over the micro-batches of one step.
+
+    Returns:
+        float64 ``[loss, correct, stop, norm]``: sums over all processes, and the norm of the gradient.
+    """
+    config, size = this.recipe.train, this.world.size
+    state.optimizer.zero_grad(set_to_none=True)
+    numbers = torch.zeros(4, dtype=torch.float64, device=this.reader.device)
+    for batch in batches:
+        with accumulating(this.net, not batch.last), faults.explained(this.net, batch, this.recipe, size):
+            with autocast(this.reader.device, config.amp):
+                logits_BK = this.net(batch.x_BCHW)
+            total = this.loss.total(logits_BK.float(), batch.target) * float(batch.counts)
+            # Over all micro-batches and processes these sum to the mean loss of the whole step; the factor undoes
+            # the division by the number of processes in the exchange of gradients.
+            (total * (size / max(weight, 1e-12))).backward()
+        numbers[0] += total.detach()
+        if batch.counts:
+            numbers[1] += correct(logits_BK.detach(), batch.target)
+        if batch.last:
+            break
+    numbers[2] = float(this.stop.received is not None)
+    this.world.sum(numbers)
+    limit = config.clip_norm if config.clip_norm is not None else math.inf
+    numbers[3] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    return numbers
+
+
+def _finish_epoch(this: _Run, state: State) -> bool:
+    """Validate, compare with the best epoch, log, save. False where a signal came before or during it."""
+    scores: dict[str, float | None] = {}
+    started = time.perf_counter()
+    share_buffers(state.judged, this.world)
+    if this.val is not None:
+        # fp32, as the final evaluation: the AUC that chose the epoch can be recomputed from its weights.
+        try:
+            logits_NK = predict_logits(
+                state.judged,
+                this.val.pixels,
+                this.reader.preprocess,
+                this.val.rows,
+                2 * this.recipe.train.batch_size,
+                this.reader.device,
+                world=this.world,
+                stop=lambda: this.stop.received is not None,
+            )
+        except Interrupted:
+            this.journal.save(state)
+            return False
+        scores = validation_scores(logits_NK, this.val, this.loss)
+    rate = learning_rate(state.total - 1, this.steps_per_epoch, this.total_steps, this.recipe.train)
+    line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started)
+    if improves(line, state.best, this.monitor):
+        this.journal.keep_best(state, this.monitor, line)
+    if state.total >= this.total_steps:
+        state.done = "steps" if state.epoch < this.recipe.train.epochs else "epochs"
+    elif this.recipe.train.patience and state.best:
+        state.done = "patience" if state.epoch - state.best["epoch"] >= this.recipe.train.patience else None
+    state.begin_epoch(state.epoch + 1)
+    this.journal.end_epoch(state, line)
+    halt = torch.tensor([float(this.stop.received is not None)], device=this.reader.device)
+    return not bool(this.world.sum(halt))
+
+
+def _epoch_steps(recipe: Recipe, train: Examples, epoch: int) -> list[np.ndarray]:
+    """Positions in ``train`` of the images of each step."""
+    order = epoch_order(train.labels, recipe.imbalance.method, recipe.train.seed, epoch)
+    return [order[part] for part in deal(len(order), recipe.train.batch_size * recipe.train.accumulate)]

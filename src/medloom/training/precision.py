@@ -1,0 +1,68 @@
+"""Device, number format and determinism of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from medloom.errors import UsageError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that a recipe means: ``auto`` takes the GPU where there is one; under torchrun each process its own.
+
+    Raises:
+        UsageError: U310, cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("U310", "train.device", "no CUDA device is usable here", "Set train.device=auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast on CPU and GPU alike (bf16 has the range of fp32, so there is no loss scaling), or nothing."""
+    if amp == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """Channels last where the model convolves its input: bf16 convolutions on CPU and GPU want it, others ignore it."""
+    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return torch.channels_last if convolutional else torch.contiguous_format
+
+
+@contextlib.contextmanager
+def settings(device: torch.device, threads: int | None = None) -> Iterator[None]:
+    """Process-wide torch settings of a run, put back afterwards.
+
+    On CPU every operator is the deterministic one, because a resumed run owes the bytes of an uninterrupted one.
+    On CUDA the fastest convolution is searched for, and equality holds up to rounding only.
+
+    Args:
+        device: where the run computes.
+        threads: compute threads of torch; None leaves what the environment says.
+    """
+    threads_before, cudnn = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    strict, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            # Filling fresh memory with NaN finds bugs in kernels; it costs time and changes no result of ours.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        else:
+            torch.backends.cudnn.benchmark = True
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.backends.cudnn.benchmark = cudnn
+        torch.use_deterministic_algorithms(strict)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

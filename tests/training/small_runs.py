@@ -1,0 +1,114 @@
+"""A data set and models so small that a whole run takes a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medloom.config import Recipe, load_recipe
+from medloom.data.cache import DevicePixels
+from medloom.data.preprocess import Preprocess
+from medloom.files import RunDirectory
+from medloom.training.batches import Examples
+from medloom.training.distributed import World
+from medloom.training.fingerprint import fingerprint
+from medloom.training.loop import FitResult, fit
+
+CPU = torch.device("cpu")
+SIZE = 12
+PREPROCESS = Preprocess(size=(SIZE, SIZE), channels="grey", mean=(0.5,), std=(0.25,))
+
+
+class Plain(nn.Module):
+    """No batch statistics, no dropout."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(x)
+
+
+class Noisy(nn.Module):
+    """Batch statistics and dropout: everything that remembers or draws."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu().amax((2, 3))
+        return self.head(self.drop(x))
+
+
+def pixels(n: int, seed: int = 0) -> tuple[DevicePixels, np.ndarray]:
+    """Images whose class is the brightness of a spot, with labels; not quite separable."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    labels[:2] = (0, 1)
+    images = rng.integers(40, 160, (n, SIZE, SIZE, 1))
+    images[:, 4:8, 4:8] += (labels * 45)[:, None, None, None]
+    return DevicePixels(images.astype(np.uint8), CPU, None), labels.astype(np.int64)
+
+
+def splits(n: int = 60, *, train: int | None = None, seed: int = 0) -> tuple[Examples, Examples]:
+    """Training and validation examples of one source."""
+    source, labels = pixels(n, seed)
+    cut = train if train is not None else 2 * n // 3
+    ids = tuple(f"image{i:03d}.png" for i in range(n))
+
+    def part(rows: np.ndarray) -> Examples:
+        return Examples(source, rows, labels[rows], tuple(ids[r] for r in rows))
+
+    return part(np.arange(cut)), part(np.arange(cut, n))
+
+
+def recipe(**train: Any) -> Recipe:
+    """A short run; ``train`` overrides its keys, ``augment``/``imbalance`` whole sections."""
+    sections = {key: train.pop(key) for key in ("augment", "imbalance") if key in train}
+    base = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "optimizer": "adamw", "amp": "off", "threads": 1}
+    return load_recipe({"train": base | train, **sections})
+
+
+def run(
+    directory: Path,
+    wanted: Recipe,
+    *,
+    model: nn.Module | None = None,
+    data: tuple[Examples, Examples] | None = None,
+    world: World = World(),  # noqa: B008
+    **options: Any,
+) -> FitResult:
+    """``fit`` with everything that it takes."""
+    if model is None:
+        model = build(Noisy)
+    train, val = splits() if data is None else data
+    return fit(
+        model,
+        train=train,
+        val=val,
+        recipe=wanted,
+        run=RunDirectory(directory),
+        preprocess=PREPROCESS,
+        fingerprint=fingerprint(wanted, {"hash": "d"}, device=CPU, processes=world.size),
+        device=CPU,
+        world=world,
+        **options,
+    )
+
+
+def build(kind: type[nn.Module], seed: int = 0, **options: Any) -> nn.Module:
+    """A model from a seed."""
+    torch.manual_seed(seed)
+    return kind(**options)
