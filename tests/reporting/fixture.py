@@ -135,7 +135,14 @@ def _audit(dataset: Dataset, accept: tuple[str, ...]) -> dict[str, Any]:
         },
     ]
     findings += [
-        {"code": c, "severity": "refuse", "title": f"refused by {c}", "count": 8, "examples": [], "remedy": "Split again"}
+        {
+            "code": c,
+            "severity": "refuse",
+            "title": f"refused by {c}",
+            "count": 8,
+            "examples": [],
+            "remedy": "Split again",
+        }
         for c in accept
     ]
     return {
@@ -228,10 +235,8 @@ def _write_pictures(
             centre = generator.random(2) * 0.6 + 0.2
             bump = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 0.05)
             weights[f"token_weight.{scale}"] = 0.35 + 0.5 * bump + 0.02 * generator.random((side, side))
-        probability = float(generator.random())
-        entries.append(
-            Picture(record.id, label, other if wrong else label, not wrong, probability, dataset.classes[-1], image, weights)
-        )
+        score, positive = float(generator.random()), dataset.classes[-1]
+        entries.append(Picture(record.id, label, other if wrong else label, not wrong, score, positive, image, weights))
     write_pictures(run, entries)
 
 

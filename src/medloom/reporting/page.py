@@ -52,8 +52,8 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def is_percent(name: str) -> bool:
-    """Whether a metric of this name (``recall_macro``, ``sensitivity`` ...) is shown as per cent."""
-    return any(name == p or name.startswith(p + "_") or name.endswith("_" + p) for p in PERCENT)
+    """Whether a metric of this name (``recall``, ``sensitivity`` ...) is shown as per cent."""
+    return name in PERCENT
 
 
 def number(value: float | None, name: str = "") -> str:
@@ -88,7 +88,7 @@ def figure(entry: dict[str, Any] | None, name: str, path: str) -> Markup:
     )
 
 
-def strip(entry: dict[str, Any] | None, *, low: float = 0.0, high: float = 1.0) -> Markup:
+def strip(entry: dict[str, Any] | None, *, low: float = 0.0, high: float = 1.0, width: int = 170) -> Markup:
     """A small scale with value, interval and trivial baseline, drawn to be compared down a column."""
     from markupsafe import Markup
 
@@ -96,16 +96,26 @@ def strip(entry: dict[str, Any] | None, *, low: float = 0.0, high: float = 1.0) 
         return Markup("")
 
     def at(value: float) -> float:
-        return round(3 + 114 * min(max((value - low) / (high - low), 0.0), 1.0), 1)
+        return round(3 + (width - 6) * min(max((value - low) / (high - low), 0.0), 1.0), 1)
 
-    parts = ['<svg class="strip" viewBox="0 0 120 14" aria-hidden="true"><path class="axis" d="M3 7H117"/>']
-    if entry.get("baseline") is not None:
-        x = at(float(entry["baseline"]))
-        parts.append(f'<path class="base" d="M{x} 2V12"/>')
+    parts = [
+        f'<svg class="strip" viewBox="0 0 {width} 14" style="width:{width}px" aria-hidden="true">'
+        f'<path class="axis" d="M3 7H{width - 3}M3 5V9M{width - 3} 5V9"/>'
+    ]
     if entry.get("low") is not None and entry.get("high") is not None:
         parts.append(f'<path class="range" d="M{at(float(entry["low"]))} 7H{at(float(entry["high"]))}"/>')
-    parts.append(f'<circle cx="{at(float(entry["value"]))}" cy="7" r="3.2"/></svg>')
+    if entry.get("baseline") is not None:
+        x = at(float(entry["baseline"]))
+        parts.append(f'<path class="base" d="M{x} 7m-3 0l3 -3.6l3 3.6l-3 3.6z"/>')
+    parts.append(f'<path class="value" d="M{at(float(entry["value"]))} 1.5V12.5"/></svg>')
     return Markup("".join(parts))
+
+
+def clock(value: Any) -> str:
+    """An ISO time as people write it: ``2026-11-21 14:00 UTC``; other text unchanged."""
+    text = str(value)
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::[\d.]+)?(?:\+00:00|Z)", text)
+    return f"{match[1]} {match[2]} UTC" if match else text
 
 
 def count(value: int | float | None) -> str:

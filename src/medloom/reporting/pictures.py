@@ -22,7 +22,9 @@ import numpy as np
 from medloom.files import RunDirectory, write_bytes, write_json
 
 ARRAYS, FACTS = "pictures.npz", "pictures.json"
-_OPACITY = 0.42
+# One hue whose opacity is the weight: what little weight is given stays plain, and the anatomy readable under the rest.
+_HUE = np.array([255.0, 150.0, 0.0])
+_OPACITY = 0.62
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,21 +113,12 @@ def overlay(image: np.ndarray, weight: np.ndarray, low: float, high: float) -> n
     at_row = np.arange(height) * rows // height
     at_column = np.arange(width) * columns // width
     share = (weight - low) / (high - low) if high > low else np.full(weight.shape, 0.5)
-    tint = colormap()[np.clip(np.rint(share * 255), 0, 255).astype(int)][np.ix_(at_row, at_column)]
-    base = image[..., None] if image.ndim == 2 else image
-    mixed = (1 - _OPACITY) * base.astype(np.float64) + _OPACITY * tint
-    return np.rint(mixed).astype(np.uint8)
-
-
-def colormap() -> np.ndarray:
-    """``(256, 3)`` of 0 to 255: viridis, even in lightness and readable with any colour vision."""
-    import matplotlib as mpl
-
-    return np.asarray(mpl.colormaps["viridis"](np.arange(256)))[:, :3] * 255
+    alpha = (_OPACITY * np.clip(share, 0, 1))[np.ix_(at_row, at_column)][..., None]
+    base = (image[..., None] if image.ndim == 2 else image).astype(np.float64)
+    return np.rint((1 - alpha) * base + alpha * _HUE).astype(np.uint8)
 
 
 def scale_bar() -> np.ndarray:
     """The colour scale as the overlay shows it over mid-grey, ``(8, 256, 3)`` uint8."""
-    mixed = (1 - _OPACITY) * 128 + _OPACITY * colormap()
-    return np.broadcast_to(np.rint(mixed).astype(np.uint8), (8, 256, 3))
-
+    weight = np.linspace(0, 1, 256)[None]
+    return overlay(np.full((8, 256), 110, dtype=np.uint8), weight, 0.0, 1.0)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FULL, HALF = 10.4, 5.1
+_FAR = 8.0  # log odds of 0.99966, beyond which all scores share the last bar
 TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 
@@ -42,7 +43,9 @@ def counts(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> Markup:
 
     told = "; ".join(f"{s}: " + ", ".join(f"{n} {c}" for c, n in counts[s].items()) for s in splits)
     height = 0.85 + 0.36 * len(classes)
-    return inline_svg("counts", f"Images per class. {told}", paint, size=(FULL, height), panels=(1, max(len(splits), 1)))
+    return inline_svg(
+        "counts", f"Images per class. {told}", paint, size=(FULL, height), panels=(1, max(len(splits), 1))
+    )
 
 
 def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
@@ -130,7 +133,9 @@ def _curve(axis: Any, panel: dict[str, Any], confidence: float) -> None:
     axis.fill_between(x, low, high, color=BLUE, alpha=0.17, linewidth=0)
     reference = panel["reference"]
     if reference is not None:
-        axis.plot(_numbers(reference["x"]), _numbers(reference["y"]), "--", color=MUTED, linewidth=1.1, label="validation")
+        axis.plot(
+            _numbers(reference["x"]), _numbers(reference["y"]), "--", color=MUTED, linewidth=1.1, label="validation"
+        )
     # The grid's first point stands above the origin when some positives outscore every negative.
     start = [0.0] if roc else []
     axis.plot([*start, *x], [*start, *y], color=BLUE, label=f"test, with {100 * confidence:g}\u202f% band")
@@ -166,15 +171,17 @@ def reliability(panels: Sequence[dict[str, Any]]) -> Markup:
 
 
 def scores(panels: Sequence[dict[str, Any]]) -> Markup:
-    """Score histograms; each panel ``title``, ``x``, ``threshold`` and ``values`` (group to scores, last one upwards)."""
-    edges = np.linspace(0, 1, 41)
+    """Histograms over log odds; panels: ``title``, ``x``, ``threshold`` and ``values`` (last group upwards)."""
+    # Probabilities pile up at both ends; log odds spread them, and the ticks still read as probabilities.
+    edges = np.linspace(-_FAR, _FAR, 49)
+    shown = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
     def paint(axes: list[Any]) -> None:
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes, panels):
             for k, (name, values) in enumerate(panel["values"].items()):
-                height, _ = np.histogram(values, edges)
+                height, _ = np.histogram(_log_odds(values), edges)
                 up = k == len(panel["values"]) - 1
                 sign, colour = (1, ORANGE) if up else (-1, BLUE)
                 label = _short(name)
@@ -182,11 +189,14 @@ def scores(panels: Sequence[dict[str, Any]]) -> Markup:
             axis.axhline(0, color=INK, linewidth=0.8)
             if panel["threshold"] is not None:
                 label = f"threshold {panel['threshold']:.3f}"
-                axis.axvline(panel["threshold"], color=INK, linewidth=1.1, linestyle="--", label=label)
+                at = float(_log_odds(np.array([panel["threshold"]]))[0])
+                axis.axvline(at, color=INK, linewidth=1.1, linestyle="--", label=label)
             axis.yaxis.set_major_formatter(lambda v, _: f"{abs(v):.0f}")
             axis.locator_params(axis="y", integer=True)
-            axis.set_xlim(-0.01, 1.01)
-            axis.margins(y=0.14)
+            ticks = shown if len(panels) == 1 else shown[1::2]
+            axis.set_xticks(_log_odds(np.array(ticks)), [f"{v:g}" for v in ticks])
+            axis.set_xlim(-_FAR * 1.02, _FAR * 1.02)
+            axis.margins(y=0.2)
             axis.set_xlabel(_short(panel["x"], 44))
             axis.set_ylabel("images")
             axis.set_title(_short(panel["title"], 40))
@@ -234,6 +244,11 @@ def _half_panels(name: str, alt: str, paint: Callable[[list[Any]], None], count:
         return inline_svg(name, alt, paint, size=(HALF, 4.75))
     rows = -(-count // 4)
     return inline_svg(name, alt, paint, size=(FULL, 2.75 * rows), panels=(rows, 4))
+
+
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    p = np.clip(probability, 1e-9, 1 - 1e-9)
+    return np.clip(np.log(p) - np.log1p(-p), -_FAR, _FAR)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

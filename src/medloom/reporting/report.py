@@ -82,7 +82,7 @@ def flags(found: Recorded) -> list[dict[str, str]]:
     out = [{"text": NOT_A_DEVICE, "tone": ""}]
     for code in sections_run.accepted(found):
         titles = [f["title"] for f in (found.audit or {}).get("findings") or [] if f.get("code") == code]
-        out.append({"text": f"Gate passed by hand: {code}{': ' + titles[0] if titles else ''}", "tone": "red"})
+        out.append({"text": f"Gate {code} passed by hand{': ' + titles[0] if titles else ''}", "tone": "red"})
     if _beaten(found) is False:
         out.append({"text": "Not shown to be better than the trivial answer", "tone": "red"})
     if found.evaluations:
@@ -116,8 +116,10 @@ def verdict(found: Recorded) -> dict[str, Any]:
     sentence += f"{'mean AUC over the classes' if many else 'AUC'} is {_told(whole['auc'], 'auc', level)}"
     tiles = [_tile(whole["auc"], "auc", "splits.test.metrics.auc", "no skill: 0.500")]
     if many or point is None:
-        shown = ("average_precision", "ece", "brier") if content["task"] == "multi_label" else (
-            "accuracy", "balanced_accuracy", "f1"
+        shown = (
+            ("average_precision", "ece", "brier")
+            if content["task"] == "multi_label"
+            else ("accuracy", "balanced_accuracy", "f1")
         )
         tiles += [_tile(whole[n], n, f"splits.test.metrics.{n}", _trivial(whole[n], n, "trivial")) for n in shown]
         accuracy, where = whole["accuracy"], f"with the {test['decision']}"
@@ -125,7 +127,14 @@ def verdict(found: Recorded) -> dict[str, Any]:
         at = test["operating_points"][point]["metrics"]
         path = f"splits.test.operating_points[{point}].metrics"
         commonest = max(test["counts"], key=lambda c: test["counts"][c])
-        tiles.append(_tile(at["accuracy"], "accuracy", f"{path}.accuracy", _trivial(at["accuracy"], "accuracy", f"always {commonest}")))
+        tiles.append(
+            _tile(
+                at["accuracy"],
+                "accuracy",
+                f"{path}.accuracy",
+                _trivial(at["accuracy"], "accuracy", f"always {commonest}"),
+            )
+        )
         for n in ("sensitivity", "specificity"):
             tiles.append(_tile(at[n], n, f"{path}.{n}", _trivial(at[n], n, "same answers, shuffled")))
         accuracy, where = at["accuracy"], "at the threshold fixed on validation"
@@ -133,7 +142,7 @@ def verdict(found: Recorded) -> dict[str, Any]:
         sentence += f"; {where}, accuracy is {_told(accuracy, 'accuracy', level)}"
         if accuracy.get("baseline") is not None:
             sentence += f", where always giving the commonest answer reaches {number(accuracy['baseline'], 'accuracy')}"
-    how = f"Bars: {level} intervals over resampled {content['unit']}s, from 0 to 1. Orange: the trivial answer."
+    how = f"Bars: {level} intervals over resampled {content['unit']}s, from 0 to 1. Orange diamond: the trivial answer."
     return {"sentence": sentence + ".", "tiles": tiles, "how": how}
 
 

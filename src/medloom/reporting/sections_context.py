@@ -64,7 +64,9 @@ def published(found: Recorded) -> dict[str, Any]:
         rows.append({"model": f"{p.model}, published", "cells": cells, "auc": entry, "ours": False})
     if same:
         rows += _ours(test, _name(found))
-        lead = "One row per published model, and this run on the same 624 images, twice: with the frozen threshold, and "
+        lead = (
+            "One row per published model, and this run on the same 624 images, twice: with the frozen threshold, and "
+        )
         lead += "with the most probable class, as a paper that names no threshold will have answered."
     else:
         lead = (
@@ -151,10 +153,18 @@ def recompute(found: Recorded) -> dict[str, Any]:
     """A script that makes the main numbers again, and where the others come from."""
     rows = [
         ("Counts, splits", "records.csv", "one row per image, with split, patient and pixel hash"),
-        ("Probabilities", "predictions_val.csv, predictions_test.csv", "softmax (labels: sigmoid) of logit:* / temperature"),
+        (
+            "Probabilities",
+            "predictions_val.csv, predictions_test.csv",
+            "softmax (or sigmoid) of logit:* / temperature",
+        ),
         ("Temperature", "predictions_val.csv", "divisor that makes the validation labels most likely"),
         ("Threshold", "predictions_val.csv", "rule in operating_point.json; midway between neighbouring scores"),
-        ("Metrics, confusion, curves", "predictions_test.csv", "medloom.evaluation.summary.summarise, seed in metrics.json"),
+        (
+            "Metrics, confusion, curves",
+            "predictions_test.csv",
+            "medloom.evaluation.summary.summarise, with its seed",
+        ),
         ("Intervals", "predictions_test.csv", _intervals(found.metrics or {})),
         ("Training curves", "log.jsonl", "events called epoch"),
     ]
@@ -183,7 +193,9 @@ def auc(y, p):
     return np.mean((p[y][:, None] > p[~y]) + 0.5 * (p[y][:, None] == p[~y]))
 """
     if task == "binary":
-        return head + f"""
+        return (
+            head
+            + f"""
 positive = {classes[-1]!r}
 y = np.array([r["label"] == positive for r in rows])
 p = np.array([float(r["probability:" + positive]) for r in rows])
@@ -194,13 +206,16 @@ print("sensitivity", np.mean(called[y]))
 print("specificity", np.mean(~called[~y]))
 print("brier", np.mean((p - y) ** 2))
 """
+        )
     lines = 'y = np.array([[c in r["label"].split("|") for c in classes] for r in rows])'
     if task == "multi_class":
         lines = 'y = np.array([[c == r["label"] for c in classes] for r in rows])'
         end = 'print("accuracy", np.mean(p.argmax(axis=1) == y.argmax(axis=1)))'
     else:
         end = 'print("accuracy", np.mean((p >= 0.5) == y))'
-    return head + f"""
+    return (
+        head
+        + f"""
 classes = {classes!r}
 {lines}
 p = np.array([[float(r["probability:" + c]) for c in classes] for r in rows])
@@ -209,6 +224,7 @@ for k, c in enumerate(classes):
     if 0 < y[:, k].sum() < len(y):
         print("auc", c, auc(y[:, k], p[:, k]))
 """
+    )
 
 
 def _f1(hit: int, false: int, missed: int) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import questions
 from medloom.reporting import plots
+from medloom.reporting.page import clock
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.wording import METRICS, RULES, SPLITS, per_cent, plural
 
@@ -30,7 +31,7 @@ def row(entry: Mapping[str, Any], name: str, path: str, label: str | None = None
         "name": name,
         "path": path,
         "scale": name not in _ON_A_SCALE,
-        "note": entry.get("note") if entry.get("value") is not None else "",
+        "note": (entry.get("note") or "") if entry.get("value") is not None else "",
     }
 
 
@@ -49,9 +50,7 @@ def curves(found: Recorded) -> dict[str, Any]:
             title = f"{'ROC' if kind == 'roc' else 'Precision-recall'}: {name}"
             reference = ((val.get("curves") or {}).get(name) or {}).get(kind)
             point = None if x is None or y is None else (x, y)
-            panels.append(
-                {"kind": kind, "title": title, "curve": pair[kind], "reference": reference, "point": point}
-            )
+            panels.append({"kind": kind, "title": title, "curve": pair[kind], "reference": reference, "point": point})
     if len(panels) > 2:
         panels.sort(key=lambda p: p["kind"], reverse=True)
     confidence = (found.metrics or {}).get("confidence", 0.95)
@@ -77,7 +76,7 @@ def metrics(found: Recorded) -> dict[str, Any]:
         "level": per_cent(content["confidence"]),
         "note": f"Intervals: {content['resamples']} resamples of {unit}s. Trivial: always the commonest class; for AUC "
         "a coin, for average precision the share of positives, for Brier score and log loss the constant prevalence; "
-        "the orange mark on each scale. Precision, recall and F1 are means over the classes.",
+        "the orange diamond on each scale. Precision, recall and F1 are means over the classes.",
     }
 
 
@@ -130,7 +129,12 @@ def matrix(counts: list[list[int]], names: list[str], caption: str = "") -> dict
             # From near white to the page's blue; the figure in the cell says the same without colour.
             red, green, blue = (round(a + (b - a) * share) for a, b in zip((243, 246, 249), (27, 108, 168)))
             cells.append(
-                {"n": n, "share": share, "text": f"{100 * share:.1f}\u202f%", "colour": f"#{red:02x}{green:02x}{blue:02x}"}
+                {
+                    "n": n,
+                    "share": share,
+                    "text": f"{100 * share:.1f}\u202f%",
+                    "colour": f"#{red:02x}{green:02x}{blue:02x}",
+                }
             )
         rows.append({"name": f"truth: {name}", "cells": cells})
     return {"columns": [f"answer: {n}" for n in names], "rows": rows, "caption": caption}
@@ -157,14 +161,18 @@ def calibration(found: Recorded) -> dict[str, Any]:
     if found.test is not None and len(found.test):
         thresholds = {p["class"]: p["threshold"] for p in split_of(found).get("operating_points") or []}
         shown = score_panels(found.test, thresholds)[:_MOST_PANELS]
-        note = "Every test image once: upwards those that are, downwards those that are not."
+        note = "Every test image once: upwards those that are, downwards those that are not. Scale: log odds."
         drawn.append({"svg": plots.scores(shown), "note": note})
     rows = []
     path = "splits.test.calibration"
     for name in ("ece", "brier", "log_loss"):
         if after.get(name):
             rows.append(
-                {**row(after[name], name, f"{path}.after.{name}"), "before": before.get(name), "before_path": f"{path}.before.{name}"}
+                {
+                    **row(after[name], name, f"{path}.after.{name}"),
+                    "before": before.get(name),
+                    "before_path": f"{path}.before.{name}",
+                }
             )
     for question, content in (after.get("questions") or {}).items():
         for name in ("slope", "intercept"):
@@ -176,10 +184,10 @@ def calibration(found: Recorded) -> dict[str, Any]:
                 rows.append({**line, "before": first, "before_path": f"{path}.before.{at}"})
     notes = []
     if after:
-        notes.append(f"Temperature {after['temperature']:.4f}, fitted on validation; 1 leaves probabilities as they were.")
+        notes.append(f"Temperature {after['temperature']:.4f}, fitted on validation; 1 changes nothing.")
     if rows:
         notes.append(
-            "Reference: for calibration error what a perfectly calibrated model of these scores would show by chance; for "
+            "Reference: for calibration error what a perfectly calibrated model would show by chance; for "
             "Brier score and log loss the constant prevalence; for slope 1 and intercept 0, the ideal."
         )
     return {"plots": drawn, "rows": rows, "notes": notes}
@@ -197,7 +205,14 @@ def score_panels(table: Predictions, thresholds: Mapping[str, float | None]) -> 
         other = f"not {q.name}" if table.multi_label else table.classes[0]
         values = {other: q.score[~q.positive], q.name: q.score[q.positive]}
         x = f"probability of {q.name}"
-        panels.append({"title": f"Scores on {SPLITS.get(table.split, table.split)}: {q.name}", "x": x, "threshold": thresholds.get(q.name), "values": values})
+        panels.append(
+            {
+                "title": f"Scores on {SPLITS.get(table.split, table.split)}: {q.name}",
+                "x": x,
+                "threshold": thresholds.get(q.name),
+                "values": values,
+            }
+        )
     return panels
 
 
@@ -208,9 +223,7 @@ def _per_class(test: Mapping[str, Any]) -> dict[str, Any]:
         columns = ["auc", "average_precision", *columns]
     rows = []
     for name, values in table.items():
-        cells = [
-            {"entry": values.get(c), "name": c, "path": f"splits.test.per_class.{name}.{c}"} for c in columns
-        ]
+        cells = [{"entry": values.get(c), "name": c, "path": f"splits.test.per_class.{name}.{c}"} for c in columns]
         rows.append({"name": name, "n": values["positives"], "cells": cells})
     return {
         "classes": rows,
@@ -227,7 +240,7 @@ def _how(frozen: Mapping[str, Any]) -> str:
     target = frozen.get("target_sensitivity")
     return (
         f"Fixed on {plural(int(validation.get('n', 0)), 'validation image')} before the test images were scored "
-        f"({frozen.get('timestamp')}, sha256 {str(frozen.get('sha256'))[:12]}). Rule: {rule}"
+        f"({clock(frozen.get('timestamp'))}, sha256 {str(frozen.get('sha256'))[:12]}). Rule: {rule}"
         f"{f' of {per_cent(target)}' if target else ''}. An image is called positive when its calibrated probability "
         "is at least the threshold."
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medloom.reporting import plots
+from medloom.reporting.page import clock
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.wording import SPLITS, asked_of, plural
 
@@ -75,7 +76,9 @@ def exclusions(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
 def accepted(found: Recorded) -> list[str]:
     """Codes of gates that a person let pass, from the recipe and the ledger."""
     codes = set(((found.recipe or {}).get("data") or {}).get("accept") or [])
-    codes |= {str(line["code"]) for line in found.ledger or () if "accept" in str(line.get("event")) and line.get("code")}
+    codes |= {
+        str(line["code"]) for line in found.ledger or () if "accept" in str(line.get("event")) and line.get("code")
+    }
     return sorted(codes)
 
 
@@ -97,11 +100,15 @@ def training(found: Recorded) -> dict[str, Any]:
     events = [str(line.get("event")) for line in found.log]
     facts = [("Epochs", f"{len(epochs)}, kept: {best if best is not None else 'not recorded'}")]
     if seconds:
-        facts.append(("Time per epoch", f"{np.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"))
+        facts.append(
+            ("Time per epoch", f"{np.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})")
+        )
         facts.append(("All epochs", f"{sum(seconds) / 60:.1f} min"))
     if rate:
         facts.append(("Speed", f"{np.median(rate):.0f} images per second (median)"))
-    facts.append(("Interruptions", f"resumed {plural(events.count('resume'), 'time')}"))
+    facts.append(
+        ("Interruptions", f"resumed {plural(events.count('resume'), 'time')}" if "resume" in events else "none")
+    )
     stop = next((line for line in reversed(found.log) if line.get("event") == "stop"), None)
     if stop is not None and stop.get("reason"):
         facts.append(("Ended by", str(stop["reason"])))
@@ -149,7 +156,7 @@ def machine(found: Recorded) -> dict[str, Any]:
             {"name": name, "n": split.get("n"), "entry": (split.get("metrics") or {}).get("auc"), "path": path}
         )
     return {
-        "facts": _flat(found.environment) if found.environment else [],
+        "facts": flat(found.environment) if found.environment else [],
         "ledger": None if found.ledger is None else [[_cell(line.get(c)) for c in columns] for line in found.ledger],
         "ledger_columns": columns,
         "external": external,
@@ -159,12 +166,12 @@ def machine(found: Recorded) -> dict[str, Any]:
 
 def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     keys = ("architecture", "parameters", "classes", "expected_input", "latency", "parity", "licences", "provenance")
-    rows = _flat({key: document.get(key) for key in keys})
+    rows = flat({key: document.get(key) for key in keys})
     name = (document.get("hashes") or {}).get("document")
     return [*rows, ("bundle sha256", str(name))] if name else rows
 
 
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A recorded object as terms and texts."""
     return [(key.replace("_", " "), _cell(value)) for key, value in values.items() if value not in (None, "", [], {})]
 
@@ -173,14 +180,14 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+        return ", ".join(f"{str(k).replace('_', ' ')} {_cell(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(_cell(v) for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:,}".replace(",", "\u202f")
-    return str(value)
+    return clock(value)
 
 
 def _example(value: Any) -> str:

@@ -25,7 +25,7 @@ ORANGE = "#c4560f"
 # Okabe and Ito's order, darkened where thin lines need it: told apart by readers with any colour vision.
 CYCLE = (BLUE, ORANGE, "#00795c", "#8a5a9e", "#8c7a00", "#4aa3d0", "#6b6b6b", "#b0306a")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medloom",
     "text.parse_math": False,

@@ -61,7 +61,10 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     size = pre.get("size")
     side = " × ".join(map(str, size)) if isinstance(size, list) else f"{size} × {size}"
     rows = [
-        ("Data", f"{data.get('path')}; patient from: {data.get('patient')}; site from: {data.get('site') or 'unknown'}"),
+        (
+            "Data",
+            f"{data.get('path')}; patient from: {data.get('patient')}; site from: {data.get('site') or 'unknown'}",
+        ),
         (
             "Input",
             f"{side} pixels ({pre.get('resize')}), channels: {pre.get('channels')}, intensity: {pre.get('intensity')}, "
@@ -77,7 +80,10 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
             f"{train.get('optimizer')} at {brief(train.get('learning_rate'))}, {train.get('schedule')} schedule, "
             f"weight decay {brief(train.get('weight_decay'))}, seed {train.get('seed')}",
         ),
-        ("Kept epoch", f"best {str(train.get('monitor')).replace('val_auc', 'AUC').replace('val_loss', 'loss')} on validation"),
+        (
+            "Kept epoch",
+            "lowest loss on validation" if train.get("monitor") == "val_loss" else "highest AUC on validation",
+        ),
         (
             "Evaluation",
             f"threshold from validation: {RULES.get(str(evaluation.get('threshold')), evaluation.get('threshold'))}; "

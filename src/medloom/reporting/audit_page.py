@@ -1,0 +1,82 @@
+"""The page of ``medloom data audit``: counts, findings, and a sheet of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medloom.files import write_text
+from medloom.reporting import plots
+from medloom.reporting.page import picture, render
+from medloom.reporting.sections_run import exclusions, findings, flat
+from medloom.reporting.wording import NOT_A_DEVICE, SPLITS, plural
+
+_KEPT_APART = {"excluded", "counts", "findings"}
+
+
+def write_audit_page(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray]], path: str | Path) -> Path:
+    """Write one self-contained HTML page, atomically; returns its path.
+
+    Args:
+        audit: content of audit.json (``Audit.as_dict()``).
+        samples: caption and uint8 image ``(H, W)`` or ``(H, W, 3)``; captions ``CLASS: id`` are grouped by class.
+
+    Raises:
+        ResourceError: T404, T405 when it cannot be written.
+    """
+    path = Path(path)
+    write_text(path, audit_html(audit, samples))
+    return path
+
+
+def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray]]) -> str:
+    """The page as text."""
+    summary = dict(audit.get("summary") or {})
+    counts = {
+        SPLITS.get(s, s or "no split"): dict(c) for s, c in (audit.get("counts") or {}).items() if sum(c.values())
+    }
+    classes = list(dict.fromkeys(c for values in counts.values() for c in values))
+    rows = findings(audit)
+    refused = [r for r in rows if r["severity"] == "refuse"]
+    warned = [r for r in rows if r["severity"] == "warn"]
+    name = str(summary.get("name") or audit.get("name") or "data set")
+    flags = [{"text": f"{r['code']}: {r['title']}", "tone": "red"} for r in refused]
+    flags += [{"text": plural(len(warned), "warning"), "tone": "amber"}] if warned else []
+    images = summary.get("images")
+    total = images if isinstance(images, int) else sum(sum(c.values()) for c in counts.values())
+    what = f"{plural(total, 'image')} of {plural(len(classes), 'class', 'classes')}. "
+    if refused:
+        what += f"Training would refuse these data for {plural(len(refused), 'reason')}: "
+        what += ", ".join(dict.fromkeys(r["code"] for r in refused)) + "."
+    else:
+        what += "Nothing that would make training refuse them."
+    return render(
+        "audit.html",
+        title=f"{name}: MedLoom data audit",
+        made_by="MedLoom data audit",
+        name=name,
+        flags=[*flags, {"text": NOT_A_DEVICE, "tone": ""}],
+        sentence=what,
+        plot=plots.counts(counts, classes) if classes else "",
+        classes=classes,
+        counts=[
+            {"split": s, "cells": [c.get(k, 0) for k in classes], "total": sum(c.values())} for s, c in counts.items()
+        ],
+        counts_note="An image with several labels is counted under each." if summary.get("multi_label") else "",
+        rows=rows,
+        exclusions=exclusions(audit),
+        summary=flat({k: v for k, v in summary.items() if k not in _KEPT_APART}),
+        samples=_groups(samples),
+    )
+
+
+def _groups(samples: Sequence[tuple[str, np.ndarray]]) -> list[dict[str, Any]]:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for caption, pixels in samples:
+        title, colon, rest = caption.partition(": ")
+        shown = {"caption": rest if colon else caption, "image": picture(pixels)}
+        groups.setdefault(title if colon else "", []).append(shown)
+    return [{"title": title, "pictures": pictures} for title, pictures in groups.items()]
