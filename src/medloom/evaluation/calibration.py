@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, ndtri
 
 from medloom.evaluation.intervals import Interval, entry, not_estimable, patient_codes, wilson
-from medloom.evaluation.metrics import calibration_error, equal_mass_bins
+from medloom.evaluation.metrics import equal_mass_bins
 
 Array = np.ndarray
 _RANGE = (0.05, 20.0)
@@ -85,13 +85,13 @@ def reliability(positive: Array, score: Array, groups: Array, *, confidence: flo
     return rows
 
 
-def error_if_calibrated(score: Array, *, draws: int = 200, seed: int = 0) -> float:
-    """The calibration error that a perfectly calibrated model of these scores would show: the measure's own bias."""
-    if len(score) == 0:
-        return math.nan
+def errors_if_calibrated(score: Array, *, draws: int = 200, seed: int = 0) -> Array:
+    """``(draws,)`` calibration errors that perfectly calibrated models of these scores show: the measure's own bias."""
     bins = equal_mass_bins(score, default_bins(len(score)))
+    one_hot = (bins[:, None] == np.arange(bins.max() + 1)).astype(np.float64)
     generator = np.random.default_rng(seed)
-    return float(np.mean([calibration_error(generator.random(len(score)) < score, score, bins) for _ in range(draws)]))
+    gaps = [(generator.random(len(score)) < score).astype(np.float64) - score for _ in range(draws)]
+    return np.abs(np.stack(gaps) @ one_hot).sum(axis=1) / len(score)
 
 
 def slope_and_intercept(

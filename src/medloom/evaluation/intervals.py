@@ -144,8 +144,10 @@ def newcombe_auc(value: float, positives: float, negatives: float, confidence: f
         spread = 1 + star * (1 - theta) / (2 - theta) + star * theta / (1 + theta)
         return (value - theta) ** 2 - z * z * theta * (1 - theta) * spread / (positives * negatives)
 
-    low = 0.0 if value <= 0 else float(brentq(excess, 0.0, value)) if excess(0.0) > 0 else 0.0
-    high = 1.0 if value >= 1 else float(brentq(excess, value, 1.0)) if excess(1.0) > 0 else 1.0
+    # At exactly 0 and 1 the value itself is a root; the bound sought is the other one.
+    step = 1e-9
+    low = float(brentq(excess, 0.0, value - step)) if value > step else 0.0
+    high = float(brentq(excess, value + step, 1.0)) if value < 1 - step else 1.0
     return Interval(low, high, "newcombe")
 
 

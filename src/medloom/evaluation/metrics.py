@@ -156,7 +156,7 @@ def brier_skill(positive_NK: Array, probability_NK: Array, weight: Array | None 
 def equal_mass_bins(score_N: Array, bins: int) -> Array:
     """``(N,)`` bin of each score so that bins hold about equally many images and equal scores share a bin."""
     order = np.sort(np.asarray(score_N, dtype=np.float64))
-    edges = np.unique([order[round(len(order) * b / bins)] for b in range(1, bins)]) if bins > 1 else np.zeros(0)
+    edges = np.unique([order[len(order) * b // bins] for b in range(1, bins)]) if bins > 1 else np.zeros(0)
     found = np.searchsorted(edges, score_N, side="right")
     return np.unique(found, return_inverse=True)[1]
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -120,8 +121,10 @@ class Predictions:
         Raises:
             ResourceError: T404, T405 when it cannot be written; then nothing is left behind.
         """
-        out = io.StringIO(newline="")
-        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+        lines: list[str] = []
+        # The writer quotes the characters of its own line end only, and an id may hold a bare carriage return.
+        sink = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(sink, lineterminator="\r\n")
         writer.writerow(
             [
                 *_FIXED,
@@ -145,7 +148,7 @@ class Predictions:
                 ]
             )
         # File names need not be UTF-8; surrogateescape carries their bytes through unchanged.
-        write_bytes(path, out.getvalue().encode("utf-8", "surrogateescape"))
+        write_bytes(path, "".join(lines).encode("utf-8", "surrogateescape"))
 
     def _check(self) -> None:
         n, k = len(self.ids), len(self.classes)
@@ -241,9 +244,7 @@ def read_csv(path: str | Path, *, multi_label: bool | None = None) -> Prediction
     if header != expected or not classes:
         odd = [c for c in expected if c not in header] + [c for c in header if c not in expected]
         problem_text = f"wrong columns ({', '.join(odd[:5]) or 'order'})"
-        raise DataError(
-            "D116", path, problem_text, "Columns are id, patient, site, split, label, logit:*, probability:*"
-        )
+        raise DataError("D116", path, problem_text, "Give a predictions_*.csv of a run")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError("D116", f"{path}:{line}", f"{len(row)} cells, {len(header)} columns", _REWRITE)

@@ -8,7 +8,7 @@ import numpy as np
 
 from medloom.config import EvaluationConfig
 from medloom.evaluation import metrics as m
-from medloom.evaluation.calibration import default_bins, error_if_calibrated
+from medloom.evaluation.calibration import default_bins, errors_if_calibrated
 from medloom.evaluation.intervals import Interval, bootstrap, entry, not_estimable
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import questions, task
@@ -57,9 +57,10 @@ def probability_scores(predictions: Predictions, config: EvaluationConfig, seed:
     short = asked[0].missing(config.min_positives) if len(asked) == 1 else None
     if short is not None or reference == 0.0:
         out["brier_skill"] = not_estimable(short or "one class only", n=n, patients=patients)
-    bias = float(np.mean([error_if_calibrated(s, draws=max(20, 200 // len(binned)), seed=seed) for _, s, _ in binned]))
+    chance = np.mean([errors_if_calibrated(s, seed=seed + k) for k, (_, s, _) in enumerate(binned)], axis=0)
+    bias = float(chance.mean())
     value = float(draws.value["ece"])
-    bounds = _reflected(value, draws.samples["ece"], config.confidence)
+    bounds = _debiased(value, draws.samples["ece"], chance, config.confidence)
     note = f"{default_bins(n)} bins of equal mass; the baseline is what a perfectly calibrated model would show"
     out["ece"] = entry(value, bounds, n=n, patients=patients, baseline=bias, note=note)
     return out
@@ -73,11 +74,18 @@ def calibration_pairs(predictions: Predictions) -> list[tuple[Array, Array]]:
     return [(q.positive, q.score) for q in questions(predictions)]
 
 
-def _reflected(value: float, samples: Array, confidence: float) -> Interval:
-    """Basic bootstrap bounds: absolute gaps grow with the noise that resampling adds, so quantiles sit too high."""
+def _debiased(value: float, samples: Array, chance: Array, confidence: float) -> Interval:
+    """Bounds of a sum of absolute gaps, which grows with every noise: with the sample's, and again with a resample's.
+
+    The second growth is measured (resamples against sample) and taken off, twice at the lower end. That end is zero
+    wherever a perfectly calibrated model could show the same error, for near zero no resampling covers. In a trial
+    (300 to 2,000 images, true error 0, 0.04, 0.09) these covered 0.89 to 1.00; plain percentiles 0.00 to 0.95.
+    """
     tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return Interval(max(0.0, 2 * value - float(high)), max(value, 2 * value - float(low)), "basic")
+    low, high = (float(q) for q in np.quantile(samples, [tail, 1 - tail]))
+    growth = max(0.0, float(samples.mean()) - value)
+    lower = 0.0 if value <= np.quantile(chance, 1 - tail) else max(0.0, min(value, low - 2 * growth))
+    return Interval(lower, max(value, high - growth), "debiased")
 
 
 def _plogp(p: Array) -> Array:

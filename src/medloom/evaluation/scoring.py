@@ -160,6 +160,7 @@ def _summary_metrics(
 ) -> dict[str, Any]:
     k_all, multi = len(predictions.classes), predictions.multi_label
     noun = "labels" if multi else "classes"
+    said = set(np.flatnonzero(answers(predictions).any(axis=0)).tolist())
     lost = [reason for reason in missing if reason is not None]
     rarest = min((_patients(groups, q.positive) for q in asked if q.positives), default=0)
     # Two classes stand or fall together; of more, the estimable ones are averaged and counted (D123).
@@ -169,8 +170,7 @@ def _summary_metrics(
     if multi:
         out["exact_match"] = write("exact_match", baseline["exact_match"])
     for name in ("balanced_accuracy", "recall", "precision", "f1"):
-        called = answers(predictions).any(axis=0).tolist()
-        lacking = [c for c, was, reason in zip(predictions.classes, called, missing) if not was and reason is None]
+        lacking = [c for k, c in enumerate(predictions.classes) if k not in said and missing[k] is None]
         note, reason = macro, nothing
         if name == "precision" and lacking:
             kept = k_all - len(lost) - len(lacking)
