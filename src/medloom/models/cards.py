@@ -8,14 +8,14 @@ from __future__ import annotations
 _TIMM = "github.com/huggingface/pytorch-image-models"
 _HATR = "Zhang, The CNN and ViT fusion model based on HATR, EMITI 2025, DOI 10.5220/0014361900004718; no public code"
 _HATR_READING = (
-    "two scales (2,1) and (3,2) for the claimed multi-scale embedding, of which the paper gives kernel 2, stride 1 alone; "
+    "two scales (2,1) and (3,2) for the claimed multi-scale embedding, of which the paper gives (2,1) alone; "
     "convolutional windows instead of unfold and linear (the same parameters); gates in CBAM order, 16-fold reduction, "
     "7x7, doubled so that they start as the identity; one weight per token and scale; learned positions; "
     "4 blocks of 8 heads"
 )
 _HATR_CRITICISM = (
     "one run, no interval; validation was 8 + 8 images; published precision, recall and F1 fit macro averages only, "
-    "and then imply a recall of pneumonia near 0.90; the experimental table names software that cannot run on the GPU it names; "
+    "and then imply a recall of pneumonia near 0.90; its table names software that cannot run on the GPU it names; "
     "a plain fine-tuned ResNet reaches 92 to 96 percent on the same test images elsewhere"
 )
 _VIT = "Dosovitskiy et al., arXiv 2010.11929; names and layout of timm's vision_transformer"
