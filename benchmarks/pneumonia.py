@@ -97,7 +97,7 @@ def run_all(data: Path, which: str, runs: Path, minutes: float | None) -> None:
         if (place / "recipe.yaml").exists():
             command.append("--resume")
         before = time.monotonic()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"  failed with {done.returncode}: {done.stderr.strip()[-300:]}", flush=True)
             continue
