@@ -89,7 +89,7 @@ def errors_if_calibrated(score: Array, *, draws: int = 200, seed: int = 0) -> Ar
     """``(draws,)`` calibration errors that perfectly calibrated models of these scores show: the measure's own bias."""
     bins = equal_mass_bins(score, default_bins(len(score)))
     one_hot = (bins[:, None] == np.arange(bins.max() + 1)).astype(np.float64)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng((seed, 4))
     gaps = [(generator.random(len(score)) < score).astype(np.float64) - score for _ in range(draws)]
     return np.abs(np.stack(gaps) @ one_hot).sum(axis=1) / len(score)
 
