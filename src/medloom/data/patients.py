@@ -25,7 +25,7 @@ PATIENT_COLUMNS = ("patient_id", "patient", "patientid", "subject_id", "subject"
 SITE_COLUMNS = ("site", "site_id", "hospital", "institution", "center", "centre")
 KERMANY_SHARE = 0.5
 
-_PERSON = re.compile(r"(?P<number>person\d+)_(?P<kind>bacteria|virus)_\d+$")
+_PERSON = re.compile(r"(?P<number>person\d+)_(?P<kind>bacteria|virus)_\d+(?:_\d+)?$")
 _SERIES = re.compile(r"(?P<id>(?:NORMAL2-)?IM-\d+|(?:NORMAL|BACTERIA|VIRUS)-\d+)-\d+(?:-\d+)?$")
 
 
