@@ -164,7 +164,9 @@ def _summary_metrics(
     lost = [reason for reason in missing if reason is not None]
     rarest = min((_patients(groups, q.positive) for q in asked if q.positives), default=0)
     # Two classes stand or fall together; of more, the estimable ones are averaged and counted (D123).
-    nothing = lost[0] if lost and (len(lost) == k_all or (k_all == 2 and not multi)) else None
+    nothing = lost[0] if len(lost) == k_all else None
+    if len(asked) == 1:
+        nothing = missing[asked[0].column]
     macro = f"mean of {k_all - len(lost)} of {k_all} {noun}" if lost and nothing is None else None
     out = {"accuracy": write("accuracy", baseline["accuracy"])}
     if multi:
