@@ -226,7 +226,7 @@ def _trunk(
 def _windows(scales: Sequence[Sequence[int]], overlap: bool) -> list[tuple[int, int]]:
     windows = []
     for scale in scales:
-        if len(scale) != 2 or any(not isinstance(n, int) or n < 1 for n in scale):
+        if not isinstance(scale, Sequence) or len(scale) != 2 or any(not isinstance(n, int) or n < 1 for n in scale):
             raise UsageError("U208", "option scales", f"{scale!r} is not (kernel, stride)", "Write [[2, 1], [3, 2]]")
         kernel_size, stride = scale
         windows.append((kernel_size, stride if overlap else kernel_size))
