@@ -27,6 +27,7 @@ from medloom.config import DataConfig
 from medloom.data.images import decode
 from medloom.data.preprocess import PSEUDOCOLOR, Preprocess
 from medloom.data.records import Dataset, Record
+from medloom.data.scan import pixel_hash
 from medloom.errors import DataError, ResourceError
 from medloom.files import atomic_path, sha256_json, sweep_orphans
 
@@ -80,7 +81,8 @@ def build_cache(
         progress: called with (images done, images in all).
 
     Raises:
-        DataError: what decoding the first bad record raised, with the record's id; D115 without records.
+        DataError: what decoding the first bad record raised, with the record's id; D125 when its pixels are not those
+            that the scan saw; D115 without records.
         ResourceError: T404 disk full, T405 directory not writable.
     """
     if not len(dataset):
@@ -168,7 +170,7 @@ def finish(x_BCHW: Tensor, preprocess: Preprocess) -> Tensor:
         # Grey three times: standardise once, then copy, instead of three times as much arithmetic and memory traffic.
         x_BCHW = (x_BCHW - preprocess.mean[0]).div_(preprocess.std[0])
         return x_BCHW.expand(-1, preprocess.in_chans, -1, -1).contiguous()
-    return (x_BCHW - channels(preprocess.mean)).div_(channels(preprocess.std))
+    return (x_BCHW - channels(preprocess.mean)).div_(channels(preprocess.std)).contiguous()
 
 
 def _images(dataset: Dataset, preprocess: Preprocess, config: DataConfig, workers: int | None) -> Iterator[np.ndarray]:
@@ -176,6 +178,13 @@ def _images(dataset: Dataset, preprocess: Preprocess, config: DataConfig, worker
 
     def one(record: Record) -> np.ndarray:
         image = decode(dataset, record, config)
+        if record.pixel_hash is not None and pixel_hash(image.pixels) != record.pixel_hash:
+            raise DataError(
+                "D125",
+                record.id,
+                "its pixels are not those that were scanned",
+                "Start a new run, so that the audit sees the images that are trained on",
+            )
         try:
             return preprocess.to_uint8(image)
         except DataError as problem:  # it knows the image only as "image"
@@ -219,7 +228,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The memory map, or None where there is no file or not the one that its name promises."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 

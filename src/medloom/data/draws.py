@@ -61,7 +61,7 @@ def draw(config: AugmentConfig, n: int, seed_sequence: tuple[int, ...]) -> Draws
     """Parameters for ``n`` images.
 
     - flip, vertical_flip: with their probability.
-    - angle: uniform in +-``rotate`` degrees, given in radians.
+    - angle: uniform in +-``rotate`` degrees, given in radians, clockwise.
     - shift: uniform in +-``translate`` of the width and of the height.
     - zoom: log-uniform in its range; above 1 magnifies.
     - crop: area share uniform in its range; aspect log-uniform in 3/4 to 4/3, as far as a box of that very area fits
