@@ -62,7 +62,7 @@ def write_checkpoint(directory: Path, step: int, values: dict[str, Any], tensors
     body = {"format": FORMAT, "step": step, "tensors": _entry(name, data), "values": values}
     path = directory / f"{step:08d}.json"
     files.write_json(path, {**body, "sha256": files.sha256_json(body)})
-    _drop_old(directory)
+    tidy(directory)
     return path
 
 
@@ -200,16 +200,8 @@ def discard_after(directory: Path, checkpoint: Checkpoint) -> None:
             path.unlink(missing_ok=True)
 
 
-def _pack(tensors: dict[str, Tensor]) -> bytes:
-    packed: bytes = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    return packed
-
-
-def _entry(name: str, data: bytes) -> dict[str, Any]:
-    return {"file": name, "bytes": len(data), "sha256": files.sha256_bytes(data)}
-
-
-def _drop_old(directory: Path) -> None:
+def tidy(directory: Path) -> None:
+    """Remove all but the last checkpoints and the best weights that they name; also what a kill left half removed."""
     kept = sorted(directory.glob("[0-9]*.json"), reverse=True)[:KEPT]
     names = {path.stem for path in kept} | set(_best_named_by(kept))
     # What cannot be removed (a read-only directory) does no harm, and the new checkpoint is already safe.
@@ -218,6 +210,15 @@ def _drop_old(directory: Path) -> None:
             for path in directory.glob(pattern):
                 if path.stem not in names and path.name not in names:
                     path.unlink(missing_ok=True)
+
+
+def _pack(tensors: dict[str, Tensor]) -> bytes:
+    packed: bytes = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    return packed
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    return {"file": name, "bytes": len(data), "sha256": files.sha256_bytes(data)}
 
 
 def _best_named_by(kept: list[Path]) -> Iterator[str]:

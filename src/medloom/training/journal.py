@@ -78,6 +78,7 @@ class Journal:
                 self.notice(f"the run is over already ({state.done}, {state.epoch - 1} epochs): nothing left to do")
             if self._world.is_main:
                 checkpoint.discard_after(directory, found)
+                checkpoint.tidy(directory)
         if self._world.is_main:
             states.rewrite_log(self._run.log, state.history)
         self._written = len(state.history)

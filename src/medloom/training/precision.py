@@ -50,12 +50,14 @@ def settings(device: torch.device, threads: int | None = None) -> Iterator[None]
         threads: compute threads of torch; None leaves what the environment says.
     """
     threads_before, cudnn = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    strict, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    # The debug mode is the same switch as use_deterministic_algorithms, which would import the compiler for seconds.
+    strict = torch.get_deterministic_debug_mode()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            torch.set_deterministic_debug_mode("error")
             # Filling fresh memory with NaN finds bugs in kernels; it costs time and changes no result of ours.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         else:
@@ -64,5 +66,5 @@ def settings(device: torch.device, threads: int | None = None) -> Iterator[None]
     finally:
         torch.set_num_threads(threads_before)
         torch.backends.cudnn.benchmark = cudnn
-        torch.use_deterministic_algorithms(strict)
+        torch.set_deterministic_debug_mode(strict)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
