@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from medloom.training.batches import Examples
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
 from medloom.training.loop import FitResult, fit
+from medloom.training.precision import choose_device
 from medloom.training.predict import predict_logits
 from medloom.workflows import score
 from medloom.workflows.environment import environment
@@ -52,12 +52,12 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     else:
         run.root.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, run, resume=resume, quiet=quiet)
+    model = build(recipe, prepared)
     if not resume:
-        # Last, so that a run refused for its data leaves no recipe that looks like a run.
+        # Last, so that what was refused for its data or its model leaves no recipe that looks like a run.
         write_json(run.environment, environment())
         write_text(run.recipe, recipe.as_yaml())
     world.barrier()
-    model = build(recipe, prepared)
     pixels = to_device(prepared.cache, device)
     fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=quiet)
     if fitted.exit_code:
@@ -282,9 +282,4 @@ def device_of(recipe: Recipe) -> torch.device:
     """Where this process computes; also sets the thread count that the recipe asks for."""
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    wanted = recipe.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("U217", "train.device", "there is no CUDA device here", "Set train.device=auto")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return choose_device(recipe.train.device)
