@@ -279,3 +279,14 @@ def test_every_channel_rule_survives_the_round_trip(tmp_path: Path, images: list
     assert bundle.preprocess == rule
     assert json.loads((tmp_path / "b" / "model.json").read_text())["preprocess"] == rule.as_dict()
     assert bundle.predict(io.BytesIO(images[0].read_bytes()).getvalue())[0].error is None
+
+
+def test_decoding_rules_of_training_hold_when_serving(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(p) for p in golden_images(2, 48, 3))
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    plain = load(write_bundle(tmp_path / "plain", **parts()))
+    assert plain.predict(tmp_path / "two.tif")[0].error == "D109"
+    rules = {"frames": "first", "max_megapixels": 0.0035}
+    lenient = load(write_bundle(tmp_path / "lenient", **parts(decoding=rules)))
+    assert lenient.predict(tmp_path / "two.tif")[0].logits == plain.predict(np.asarray(first))[0].logits
+    assert lenient.predict(np.asarray(first.resize((60, 60))))[0].error == "D110"

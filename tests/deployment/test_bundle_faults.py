@@ -231,6 +231,8 @@ def test_C505_a_fixed_batch_is_refused(bundle: Path, forge: Forge) -> None:
         {"temperature": 0.0, "operating_point": None},
         {"temperature": "warm", "operating_point": None},
         {"task": "guess"},
+        {"decoding": {"frames": "all", "max_megapixels": 64.0}},
+        {"decoding": {}},
         {"preprocess": {}},
         {"preprocess": None},
         {"operating_point": {"points": 3}},

@@ -40,6 +40,7 @@ from medloom.evaluation.operating_point import check_hash, thresholds
 from medloom.files import atomic_directory, write_bytes, write_text
 
 TOLERANCE = 1e-4
+FRAMES = ("refuse", "first")  # of a file of several frames, one answer or none
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def write_bundle(
     licences: Mapping[str, str],
     provenance: Mapping[str, Any],
     flip_average: bool = False,
+    decoding: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
     parity: Mapping[str, Any] | None = None,
@@ -117,6 +119,7 @@ def write_bundle(
         task: ``binary`` (the last class is positive), ``multi_class`` or ``multi_label``.
         operating_point: content of operating_point.json; None where none was chosen.
         onnx: the exported file; ``golden_logits`` ``(N, K)`` are the network's own answers to ``golden_images``.
+        decoding: ``frames`` (refuse or first) and ``max_megapixels``, as the data configuration had them.
         provenance: data hash, recipe hash and whatever else says where it comes from.
         metrics: content of metrics.json, for the card.
 
@@ -140,6 +143,7 @@ def write_bundle(
         "classes": list(classes),
         "preprocess": preprocess.as_dict(),
         "flip_average": flip_average,
+        "decoding": {"frames": "refuse", "max_megapixels": 64.0, **(decoding or {})},
         "temperature": float(temperature),
         "operating_point": None if operating_point is None else dict(operating_point),
         "expected_input": dict(expected_input),
@@ -198,6 +202,7 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     place, point = root / "model.json", document["operating_point"]
     try:
         preprocess = Preprocess.from_dict(document["preprocess"])
+        frames, megapixels = document["decoding"]["frames"], float(document["decoding"]["max_megapixels"])
         temperature, classes = float(document["temperature"]), tuple(map(str, document["classes"]))
         if point is not None:
             check_hash(point, place)
@@ -210,13 +215,16 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     if not set(cuts) <= set(classes) or (point is not None and point.get("temperature") != temperature):
         text = f"thresholds for {sorted(cuts)} at another temperature, or of other classes than {list(classes)}"
         raise ModelError("C510", place, text, EDITED)
+    if frames not in FRAMES or not megapixels > 0 or len(set(classes)) != len(classes):
+        raise ModelError("C505", place, f"decoding {frames!r}, {megapixels}, classes {list(classes)}", EDITED)
     runtime = Runtime(onnx, threads=threads, place=str(root / "model.onnx"))
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
     given = (runtime.num_classes, runtime.in_chans, runtime.size)
     if wanted != given:
         text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
         raise ModelError("C505", root, text, EDITED)
-    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, bool(document["flip_average"]))
+    flip = bool(document["flip_average"])
+    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, frames, megapixels)
 
 
 def _check_golden(place: Path, data: bytes, pipeline: Pipeline) -> None:

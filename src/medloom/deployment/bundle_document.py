@@ -20,6 +20,7 @@ EDITED = "Take the bundle as it was written; to change it, export again"
 LARGEST = 2**24  # bytes; a model.json has some kilobytes
 _KEYS = (
     "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "flip_average",
+    "decoding",
     "temperature", "operating_point", "expected_input", "licences", "provenance", "latency", "parity", "files",
     "hashes",
 )  # fmt: skip
@@ -112,7 +113,7 @@ def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
     body = {key: value for key, value in document.items() if key != "hashes"}
     return {
         "labels": sha256_json([model, document["task"], document["classes"]]),
-        "preprocess": sha256_json([model, document["preprocess"], document["flip_average"]]),
+        "preprocess": sha256_json([model, document["preprocess"], document["flip_average"], document["decoding"]]),
         "operating_point": sha256_json([model, document["temperature"], document["operating_point"]]),
         "document": sha256_json(body),
     }

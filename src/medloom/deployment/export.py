@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medloom.data.images import MIN_SIDE
 from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.bundle import Bundle, write_bundle
@@ -29,6 +30,11 @@ from medloom.files import write_bytes
 
 OPSET = 18
 GOLDEN = 4
+LICENCES = {
+    "software": "Apache-2.0 (MedLoom)",
+    "weights": "not stated; ask whoever trained them, and mind the terms of the training images",
+    "golden images": "synthetic, free of rights and of patients",
+}
 
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 
@@ -93,6 +99,7 @@ def export_bundle(
     temperature: float = 1.0,
     operating_point: Mapping[str, Any] | None = None,
     flip_average: bool = False,
+    decoding: Mapping[str, Any] | None = None,
     expected_input: Mapping[str, Any] | None = None,
     licences: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -107,15 +114,21 @@ def export_bundle(
     Args:
         images: validation images for parity.
         architecture: ``{"name": ..., **kwargs}`` with which ``create_model`` builds this model.
+        decoding: ``frames`` and ``max_megapixels`` of the data configuration; frames of their own (``all``) are
+            answered one file at a time, so they count as ``refuse``.
 
     Raises:
         ExportError: X601 operator missing, X602 parity.
         ModelError: what ``medloom.load`` would refuse in the bundle.
     """
     model = frozen(model)
+    if decoding is not None and decoding.get("frames") == "all":
+        decoding = {**decoding, "frames": "refuse"}
     onnx = onnx_bytes(model, in_chans=preprocess.in_chans, size=preprocess.size)
     cuts = thresholds(operating_point)
-    pipeline = Pipeline(tuple(classes), task, preprocess, temperature, cuts, Runtime(onnx), flip_average)
+    pipeline = Pipeline(
+        tuple(classes), task, preprocess, temperature, cuts, Runtime(onnx), flip_average, **(decoding or {})
+    )
     parity = check_parity(model, pipeline, images)
     golden = _golden_inputs(preprocess, golden_seed)
     pixels = [preprocess.to_uint8(open_image(image, "golden")) for image in golden]
@@ -130,12 +143,13 @@ def export_bundle(
         temperature=temperature,
         operating_point=operating_point,
         flip_average=flip_average,
+        decoding=decoding,
         weights={key: tensor.numpy() for key, tensor in model.state_dict().items()},
         onnx=onnx,
         golden_images=golden,
         golden_logits=reference_logits(model, pipeline, pixels),
-        expected_input=expected_input or {},
-        licences=licences or {},
+        expected_input=expected_input or _expected(preprocess),
+        licences=licences or LICENCES,
         provenance=provenance or {},
         metrics=metrics,
         latency={**latency, "machine": platform.machine(), "runtime": "ONNX Runtime, CPU, float32"},
@@ -156,6 +170,16 @@ def restore_model(bundle: Bundle) -> nn.Module:
     model = create_model(**bundle.document["architecture"])
     load_weights(model, bundle.root)
     return model.eval()
+
+
+def _expected(preprocess: Preprocess) -> dict[str, str]:
+    height, width = preprocess.size
+    return {
+        "content": "one image per file, of the kind that the training images were",
+        "colour": "red, green, blue" if preprocess.channels == "rgb" else "grey; colours are turned into grey",
+        "depth": "8 or 16 bits per channel, taken from the file",
+        "size": f"from {MIN_SIDE} pixels a side; resized to {height} x {width} ({preprocess.resize})",
+    }
 
 
 def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:

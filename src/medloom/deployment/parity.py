@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medloom.data.cache import finish
-from medloom.deployment.runtime import Picture, Pipeline, Prediction, open_image
+from medloom.deployment.runtime import Picture, Pipeline, Prediction
 from medloom.errors import ExportError
 
 BATCHES = (1, 2, 7, 32)
@@ -49,7 +49,7 @@ def check_parity(
     if not images:
         raise ValueError("parity needs at least one image")
     names = [str(image) if isinstance(image, str | Path) else f"image {k}" for k, image in enumerate(images)]
-    pixels_NHWC = [pipeline.preprocess.to_uint8(open_image(image, name)) for image, name in zip(images, names)]
+    pixels_NHWC = [pipeline.preprocess.to_uint8(pipeline.open(image, name)) for image, name in zip(images, names)]
     expected = pipeline.answer(names, reference_logits(model, pipeline, pixels_NHWC))
     pairs: list[tuple[Prediction, Prediction]] = []
     places = cycle(range(len(images)))

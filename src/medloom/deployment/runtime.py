@@ -148,7 +148,7 @@ class Pipeline:
         thresholds: per class, on the calibrated probability, classes without an operating point left out; used by
             ``binary`` (last class) and ``multi_label``.
         flip_average: mean of the logits of an image and its mirror, where the recipe was evaluated so.
-        max_megapixels: larger images are refused before they are decoded (D110).
+        frames, max_megapixels: how files are decoded, as in training (D109, D110).
     """
 
     classes: tuple[str, ...]
@@ -158,6 +158,7 @@ class Pipeline:
     thresholds: Mapping[str, float]
     runtime: Runtime
     flip_average: bool = False
+    frames: str = "refuse"
     max_megapixels: float = 64.0
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
@@ -165,6 +166,10 @@ class Pipeline:
         x_BCHW = self.preprocess.normalise(pixels_BHWC)
         logits_BK = self.runtime.logits(x_BCHW)
         return (logits_BK + self.runtime.logits(x_BCHW[..., ::-1])) / 2 if self.flip_average else logits_BK
+
+    def open(self, picture: Picture, name: str) -> Image:
+        """Decode as training did; raises what :func:`open_image` raises."""
+        return open_image(picture, name, frames=self.frames, max_megapixels=self.max_megapixels)
 
     def answer(self, ids: Sequence[str], logits_BK: np.ndarray) -> list[Prediction]:
         """Probabilities and decisions of logits."""
@@ -191,7 +196,7 @@ class Pipeline:
         position, picture = numbered
         name = str(picture) if isinstance(picture, str | Path) else f"image {position}"
         try:
-            return name, self.preprocess.to_uint8(open_image(picture, name, self.max_megapixels))
+            return name, self.preprocess.to_uint8(self.open(picture, name))
         except DataError as refusal:
             return name, refusal
 
@@ -212,7 +217,7 @@ class Pipeline:
         return Prediction(id_, label, scores, decision, threshold, logits)
 
 
-def open_image(picture: Picture, name: str, max_megapixels: float = 64.0) -> Image:
+def open_image(picture: Picture, name: str, *, frames: str = "refuse", max_megapixels: float = 64.0) -> Image:
     """Decode a path or file content, or take an array ``(H, W)`` or ``(H, W, 3)`` of uint8 or uint16 as it is.
 
     Raises:
@@ -221,10 +226,10 @@ def open_image(picture: Picture, name: str, max_megapixels: float = 64.0) -> Ima
     if isinstance(picture, Image):
         return picture
     if isinstance(picture, bytes):
-        return read_image_bytes(picture, name, max_megapixels=max_megapixels)
+        return read_image_bytes(picture, name, frames=frames, max_megapixels=max_megapixels)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, name, max_megapixels)
-    return decode_file(picture, max_megapixels=max_megapixels)
+    return decode_file(picture, frames=frames, max_megapixels=max_megapixels)
 
 
 def usable_cores() -> int:
