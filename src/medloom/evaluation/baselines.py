@@ -17,6 +17,7 @@ from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import answers, questions
 
 Array = np.ndarray
+_RESAMPLES = 500  # a warning light, not a result
 COVARIATES = ("age", "sex", "view", "device", "scanner", "site")
 
 
@@ -85,7 +86,7 @@ def _cross_validated_auc(predictions: Predictions, x_ND: Array, config: Evaluati
     draws = bootstrap(
         lambda weight: {"auc": np.mean([m.auc(r, weight) for r in rankings], axis=0)},
         predictions.groups,
-        resamples=config.resamples,
+        resamples=min(config.resamples, _RESAMPLES),
         seed=seed,
     )
     bounds = draws.interval("auc", config.confidence)

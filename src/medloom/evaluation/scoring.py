@@ -47,7 +47,8 @@ def score(predictions: Predictions, config: EvaluationConfig, seed: int = 0) -> 
         sides = (_patients(groups, q.positive), _patients(groups, ~q.positive))
         for name in RANKED:
             if q.column in [a.column for a in asked]:
-                row[name] = write(f"{name}/{k}", baseline[f"{name}/{k}"], missing[k], sides=sides)
+                both = sides if name == "auc" else None
+                row[name] = write(f"{name}/{k}", baseline[f"{name}/{k}"], missing[k], trials=sides[0], sides=both)
         called = _patients(groups, answer[:, k])
         trials = {"recall": sides[0], "precision": called, "f1": min(sides), "specificity": sides[1]}
         for name in PER_CLASS:
@@ -181,7 +182,7 @@ def _summary_metrics(
         out[name] = write(name, baseline[name], reason, note=note, trials=rarest)
     for name in RANKED:
         sides = None
-        if len(asked) == 1:
+        if len(asked) == 1 and name == "auc":
             sides = (_patients(groups, asked[0].positive), _patients(groups, ~asked[0].positive))
         out[name] = write(name, baseline[name], nothing, note=macro, trials=rarest, sides=sides)
     return out
