@@ -1,6 +1,6 @@
 """What a model must beat: constants, shuffled answers, and what age, sex, view or site alone would say.
 
-Reference: reference/EVIDENCE H8 (Zech 2018: sorting by hospital alone gave an AUC of 0.861).
+Reference: Zech et al. 2018, PLoS Med. 15 (sorting by hospital alone gave an AUC of 0.861).
 """
 
 from __future__ import annotations

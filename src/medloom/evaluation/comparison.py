@@ -1,7 +1,7 @@
 """Two models on the same images: the difference, its interval, and whether it is more than luck.
 
 Shapes: N images, B resamples, S seeds. References: DeLong et al. 1988 (in the fast form of Sun and Xu 2014);
-Holm 1979; reference/EVIDENCE H4.
+Holm 1979.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Intervals that resample patients, and the one shape in which a number reaches a reader.
 
-Images of one patient resemble each other; intervals that resample images are too narrow (95 % ones covered 69 %,
-reference/EVIDENCE H3). A resample is a weighting of the images, so a metric that takes weights needs one pass for all.
+Images of one patient resemble each other; intervals that resample images are too narrow, as a test here shows.
+A resample is a weighting of the images, so a metric that takes weights needs one pass for all of them.
 
 Shapes: N images, P patients, B resamples. References: Efron 1987, J. Am. Stat. Assoc. 82 (BCa); Wilson 1927;
 Newcombe 2006, Stat. Med. 25 (AUC at its bounds).

@@ -1,6 +1,6 @@
 """The same model in parts of its patients: by sex, age band, view, device and site.
 
-Reference: reference/EVIDENCE H9 (Seyyed-Kalantari 2021: under-diagnosis hides in the average).
+Reference: Seyyed-Kalantari et al. 2021, Nat. Med. 27 (under-diagnosis hides in the average).
 """
 
 from __future__ import annotations
