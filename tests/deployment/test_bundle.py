@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_bundle import parts
+from tiny_bundle import metrics, parts
 
 import medloom
 from medloom.data.phantom import golden_images
@@ -124,14 +124,20 @@ def test_run_directory_stands_for_its_bundle(original: Path) -> None:
     assert load(original.parent).hash == load(original).hash == load(original / "model.json").hash
 
 
-def test_card_says_what_it_is_not(original: Path) -> None:
+def test_card_says_what_it_is_not_and_gives_every_number_its_interval(original: Path) -> None:
     card = (original / "CARD.md").read_text()
     assert "Research software, not a medical device" in card
-    assert "0.85 to 0.94" in card
-    assert "624" in card
-    assert "not estimable" in card
     assert "## Intended use" in card
     assert "## Limits" in card
+    test = metrics()["splits"]["test"]
+    auc = test["metrics"]["auc"]
+    row = next(line for line in card.split("### Test")[1].splitlines() if line.startswith("| auc |"))
+    assert f"{auc['value']:.4g} | {auc['low']:.4g} to {auc['high']:.4g} | {auc['n']}" in row
+    assert row.endswith(f"| {auc['patients']} | 0.5 |")
+    sensitivity = test["operating_points"][0]["metrics"]["sensitivity"]["value"]
+    assert f"| sensitivity of PNEUMONIA at the threshold | {sensitivity:.4g}" in card
+    of_validation = card.split("### Validation")[1].split("###")[0]
+    assert "not estimable" in of_validation  # it has one class only, so no AUC
 
 
 def test_card_makes_names_harmless(tmp_path: Path) -> None:

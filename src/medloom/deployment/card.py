@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SPLITS = (("validation", "Validation"), ("test", "Test"))
+_SPLITS = {"val": "Validation", "test": "Test"}
+_HEAD = ("| metric | value | interval | images | patients | trivial baseline |", "|---|---|---|---|---|---|")
 _DEFAULT_USE = (
     "Research on image classification: comparing methods, studying errors, planning a study. A person who is qualified "
     "to read such images looks at every image."
@@ -84,16 +85,15 @@ def _entry(entry: Mapping[str, Any] | None) -> str:
 
 def _results(metrics: Mapping[str, Any] | None) -> list[str]:
     lines: list[str] = []
-    for key, title in _SPLITS:
-        part = (metrics or {}).get(key)
-        if not isinstance(part, Mapping) or not isinstance(part.get("metrics"), Mapping):
-            continue
-        lines += [f"### {title}", "", "| metric | value | interval | images | patients | trivial baseline |"]
-        lines.append("|---|---|---|---|---|---|")
-        for name, entry in part["metrics"].items():
-            if isinstance(entry, Mapping) and "value" in entry:
-                lines.append(_row(name, entry))
+    for key, part in ((metrics or {}).get("splits") or {}).items():
+        lines += [f"### {_SPLITS.get(key, key)}: {part['n']} images of {part['patients']} patients", "", *_HEAD]
+        rows = dict(part["metrics"])
+        for point in part.get("operating_points") or ():
+            rows |= {f"{name} of {point['class']} at the threshold": e for name, e in (point["metrics"] or {}).items()}
+        lines += [_row(name, entry) for name, entry in rows.items()]
         lines.append("")
+    if lines:
+        lines.append("Validation chose the threshold and the temperature, so its numbers are a little too good.")
     return lines or ["No metrics were recorded with this bundle."]
 
 
