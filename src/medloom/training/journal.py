@@ -41,8 +41,8 @@ class Journal:
         self._step_seconds: float | None = None
         self._val_seconds = 0.0
 
-    def open(self, state: State, *, resume: bool, accept: tuple[str, ...]) -> None:
-        """Begin a run, or bring ``state`` to its newest good checkpoint.
+    def open(self, state: State, total_steps: int, *, resume: bool, accept: tuple[str, ...]) -> None:
+        """Begin a run of ``total_steps``, or bring ``state`` to its newest good checkpoint.
 
         Raises:
             UsageError: T411, T414. ModelError: T414, C505. ResourceError: T405.
@@ -74,6 +74,8 @@ class Journal:
             state.changes += changes
             if changes:
                 self.notice(f"goes on with accepted changes: {'; '.join(changes)}")
+                if state.total < total_steps:
+                    state.done = None  # more epochs or more patience than the run that had ended
             if state.done:
                 self.notice(f"the run is over already ({state.done}, {state.epoch - 1} epochs): nothing left to do")
             if self._world.is_main:

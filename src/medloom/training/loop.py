@@ -144,9 +144,10 @@ def fit(
             sums=torch.zeros(2, dtype=torch.float64, device=device),
         )
         journal = Journal(run, world, progress)
-        journal.open(state, resume=resume, accept=accept)
         steps_per_epoch = len(_epoch_steps(recipe, train, 1))
-        total_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
+        total_steps = config.epochs * steps_per_epoch
+        total_steps = min(total_steps, config.max_steps or total_steps)
+        journal.open(state, total_steps, resume=resume, accept=accept)
         this = _Run(
             recipe=recipe,
             train=train,
@@ -164,7 +165,7 @@ def fit(
             stop=stop,
             monitor=monitor_of(config.monitor, val, journal.notice),
             steps_per_epoch=steps_per_epoch,
-            total_steps=int(total_steps),
+            total_steps=total_steps,
         )
         stopped = state.done
         while stopped is None:

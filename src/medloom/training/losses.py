@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TINY = 1e-12
+"""Floor of 1 - p in the focal factor: a power below one has an infinite slope at zero."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -58,7 +61,7 @@ def _one_label(weight_K: np.ndarray | None, smoothing: float, gamma: float | Non
             return F.cross_entropy(logits_BK, target_B, weight=w_K, label_smoothing=smoothing, reduction="sum")
         loss_B = F.cross_entropy(logits_BK, target_B, weight=w_K, label_smoothing=smoothing, reduction="none")
         p_B = logits_BK.softmax(1).gather(1, target_B[:, None])[:, 0]
-        return ((1.0 - p_B).clamp_min(0.0).pow(gamma) * loss_B).sum()
+        return ((1.0 - p_B).clamp_min(_TINY).pow(gamma) * loss_B).sum()
 
     def weight(labels_B: np.ndarray) -> float:
         # The mean of a weighted loss is over the weights, as torch's own cross-entropy has it.
@@ -74,7 +77,7 @@ def _many_labels(weight_K: np.ndarray | None, smoothing: float, gamma: float | N
         loss_BK = F.binary_cross_entropy_with_logits(logits_BK, soft_BK, pos_weight=w_K, reduction="none")
         if gamma is not None:
             p_BK = torch.where(target_BK > 0.5, logits_BK.sigmoid(), (-logits_BK).sigmoid())
-            loss_BK = (1.0 - p_BK).pow(gamma) * loss_BK
+            loss_BK = (1.0 - p_BK).clamp_min(_TINY).pow(gamma) * loss_BK
         return loss_BK.sum()
 
     return Loss(total, lambda labels_BK: float(labels_BK.size))
