@@ -162,6 +162,8 @@ def _decode_bytes(data: bytes, place: str, frames: str, max_megapixels: float, f
     except MemoryError:
         raise DataError("D110", place, "too large for this machine's memory", "Lower data.max_megapixels") from None
     except Exception as problem:  # noqa: BLE001 - codecs raise anything: OSError, SyntaxError, struct.error, KeyError ...
+        if "pixel mode" in str(problem):  # Pillow's word for a colour layout that it does not have
+            raise DataError("D107", place, f"{file_type.upper()} of an {problem}", "Save it as PNG") from None
         what = f" ({problem})" if str(problem) else ""
         raise DataError(
             "D103",

@@ -51,14 +51,14 @@ def settle(
     classes = config.classes or _in_order(certain)
     if "" in classes or len(set(classes)) != len(classes) or any("|" in name for name in classes):
         raise DataError("D126", "classes", "names must be different, not empty, without '|'", "Use data.rename")
-    if len(classes) < (1 if config.classes else 2) - several:
-        raise DataError("D115", rows[0][0] if rows else "labels", f"only one class, {', '.join(classes)}", "Give two")
     _refuse_case_clash(classes)
     look_up = _positions(classes, certain)
     positions = [
         None if words is None else _row_positions(place, words, look_up, classes, config, several)
         for place, words in named
     ]
+    if len(classes) < (1 if config.classes else 2) - several:
+        raise DataError("D115", rows[0][0] if rows else "labels", f"only one class, {', '.join(classes)}", "Give two")
     return classes, positions
 
 
