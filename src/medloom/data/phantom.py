@@ -80,7 +80,7 @@ def phantom_images(
     Raises:
         UsageError: U204 for a value that cannot be drawn.
     """
-    _check(n_patients, size, sites, images_per_patient, lesion_contrast)
+    _check(n_patients, size, seed, sites, images_per_patient, lesion_contrast, fractions)
     plan = _plan(n_patients, seed, sites, images_per_patient, fractions)
     total = sum(count for *_, count in plan)
     images = np.empty((total, size, size), dtype=np.uint8)
@@ -178,9 +178,11 @@ def _write(phantom: Phantom, directory: Path) -> None:
 def _check(
     n_patients: int,
     size: int,
+    seed: int,
     sites: Sequence[str],
     images_per_patient: tuple[int, int],
     lesion_contrast: tuple[float, float],
+    fractions: tuple[float, float],
 ) -> None:
     smallest, largest = SIZES
     problem = None
@@ -188,12 +190,16 @@ def _check(
         problem = f"{n_patients} patients asked for"
     elif not smallest <= size <= largest:
         problem = f"size {size} is outside {smallest} to {largest}"
+    elif seed < 0:
+        problem = f"seed {seed} is negative"
     elif not sites or any(site not in SITES for site in sites):
         problem = f"sites {', '.join(sites) or 'none'}; known are {', '.join(SITES)}"
     elif not 1 <= images_per_patient[0] <= images_per_patient[1]:
         problem = f"images per patient from {images_per_patient[0]} to {images_per_patient[1]}"
     elif not 0 < lesion_contrast[0] <= lesion_contrast[1] <= 2:
         problem = f"lesion contrast from {lesion_contrast[0]} to {lesion_contrast[1]}"
+    elif min(fractions) < 0 or sum(fractions) > 1:
+        problem = f"fractions {fractions[0]} and {fractions[1]} for validation and test"
     if problem:
         raise UsageError("U204", "phantom", problem, "Correct the value; see docs/phantom.md")
 

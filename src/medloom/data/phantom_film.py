@@ -113,7 +113,7 @@ def _burn_in(picture: np.ndarray, site: Site, rng: np.random.Generator) -> None:
 
 
 def _stamp(picture: np.ndarray, letter: np.ndarray, row: int, column: int, scale: int, grey: float) -> None:
-    ink = np.kron(letter, np.ones((scale, scale), dtype=bool)).astype(bool)
+    ink = letter.repeat(scale, axis=0).repeat(scale, axis=1)
     patch = picture[row : row + ink.shape[0], column : column + ink.shape[1]]
     patch[ink[: patch.shape[0], : patch.shape[1]]] = grey
 

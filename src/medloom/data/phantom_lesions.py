@@ -12,7 +12,7 @@ import numpy as np
 from medloom.data.phantom_anatomy import Patient, Pose, cloud, lung_field, segment, spot
 
 # Contrast of an opacity as a share of the step from aerated lung to soft tissue: from beyond notice to plain.
-LESION_CONTRAST = (0.10, 0.60)
+LESION_CONTRAST = (0.30, 1.10)
 _LUNG_STEP = 0.36
 
 
