@@ -10,11 +10,10 @@ import numpy as np
 
 from medloom.files import write_text
 from medloom.reporting import plots
+from medloom.reporting.file_facts import brightness, file_facts
 from medloom.reporting.page import picture, render
-from medloom.reporting.sections_run import exclusions, findings, flat
+from medloom.reporting.sections_run import exclusions, findings
 from medloom.reporting.wording import NOT_A_DEVICE, SPLITS, plural
-
-_KEPT_APART = {"excluded", "counts", "findings"}
 
 
 def write_audit_page(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray]], path: str | Path) -> Path:
@@ -68,7 +67,8 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
         counts_note="An image with several labels is counted under each." if summary.get("multi_label") else "",
         rows=rows,
         exclusions=exclusions(audit),
-        summary=flat({k: v for k, v in summary.items() if k not in _KEPT_APART}),
+        files=file_facts(summary),
+        brightness=brightness(summary),
         samples=_groups(samples),
     )
 

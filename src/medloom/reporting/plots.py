@@ -64,7 +64,7 @@ def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
             line(axis, f"train_{part}", MUTED, "training", "--")
             line(axis, f"val_{part}", BLUE, "validation")
             axis.set_title(title)
-            if axis.lines:
+            if axis.get_legend_handles_labels()[0]:
                 axis.legend(loc="best")
         line(auc, "val_auc", BLUE, "validation")
         auc.set_title("AUC on validation")
@@ -110,7 +110,7 @@ def curve_panels(name: str, panels: Sequence[dict[str, Any]], confidence: float)
             axis.set_visible(False)
         for axis, panel in zip(axes, panels):
             _curve(axis, panel, confidence)
-            if len(panels) <= 2:
+            if len(panels) <= 2 and panel["curve"] is not None:
                 axis.legend(loc="lower right" if panel["kind"] == "roc" else "lower left")
 
     kind = {"roc": "ROC", "pr": "Precision-recall"}
@@ -201,7 +201,7 @@ def scores(panels: Sequence[dict[str, Any]]) -> Markup:
             axis.set_ylabel("images")
             axis.set_title(_short(panel["title"], 40))
             handles, labels = axis.get_legend_handles_labels()
-            axis.legend(handles[::-1], labels[::-1], loc="upper center")
+            axis.legend(handles[::-1], labels[::-1], loc="upper left")
 
     return _half_panels("scores", "Histograms of scores, upwards the positive ones", paint, len(panels))
 

@@ -85,8 +85,11 @@ def flags(found: Recorded) -> list[dict[str, str]]:
         out.append({"text": f"Gate {code} passed by hand{': ' + titles[0] if titles else ''}", "tone": "red"})
     if _beaten(found) is False:
         out.append({"text": "Not shown to be better than the trivial answer", "tone": "red"})
-    if found.evaluations:
-        out.append({"text": f"Evaluated on {plural(len(found.evaluations), 'external data set')}", "tone": ""})
+    outside = sections_run.external(found)
+    if outside:
+        out.append(
+            {"text": f"Evaluated on {plural(len(outside), 'external data set')}: " + ", ".join(outside), "tone": ""}
+        )
     else:
         out.append({"text": NOT_EXTERNAL, "tone": "amber"})
     times = sections_run.scorings(found)

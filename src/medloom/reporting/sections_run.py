@@ -10,7 +10,7 @@ import numpy as np
 from medloom.reporting import plots
 from medloom.reporting.page import clock
 from medloom.reporting.recorded import Recorded
-from medloom.reporting.wording import SPLITS, asked_of, plural
+from medloom.reporting.wording import SPLITS, asked_of, grouped, plural
 
 TEST_SCORED = "test scored"  # the ledger's event
 _EXAMPLES = 5
@@ -89,6 +89,16 @@ def scorings(found: Recorded) -> int | None:
     return sum(line.get("event") == TEST_SCORED for line in found.ledger)
 
 
+def own_test_images(evaluation: Mapping[str, Any]) -> int:
+    """How many images of a later evaluation are the run's own test images: with any, it is not external."""
+    return int((evaluation.get("evaluation") or {}).get("own_test_images") or 0)
+
+
+def external(found: Recorded) -> list[str]:
+    """Names of the evaluations on images that the run had never seen."""
+    return [name for name, content in found.evaluations.items() if not own_test_images(content)]
+
+
 def training(found: Recorded) -> dict[str, Any]:
     """Curves, their fluctuation, and how the run went."""
     epochs = epochs_of(found.log)
@@ -148,18 +158,24 @@ def fluctuation(epochs: Sequence[Mapping[str, Any]], key: str) -> str:
 def machine(found: Recorded) -> dict[str, Any]:
     """Machine and versions, the ledger, external evaluations, and what is missing."""
     columns = list(dict.fromkeys(key for line in found.ledger or () for key in line))[:7]
-    external = []
+    evaluations = []
     for name, content in found.evaluations.items():
         split = (content.get("splits") or {}).get("test") or {}
         path = f"evaluations/{name}: splits.test.metrics.auc"
-        external.append(
-            {"name": name, "n": split.get("n"), "entry": (split.get("metrics") or {}).get("auc"), "path": path}
+        own = own_test_images(content)
+        evaluations.append(
+            {
+                "name": f"{name} ({grouped(own)} are this run's own test images)" if own else name,
+                "n": split.get("n"),
+                "entry": (split.get("metrics") or {}).get("auc"),
+                "path": path,
+            }
         )
     return {
         "facts": flat(found.environment) if found.environment else [],
         "ledger": None if found.ledger is None else [[_cell(line.get(c)) for c in columns] for line in found.ledger],
         "ledger_columns": columns,
-        "external": external,
+        "external": evaluations,
         "missing": found.missing,
     }
 
@@ -186,7 +202,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and abs(value) >= 10_000:
-        return f"{value:,}".replace(",", "\u202f")
+        return grouped(value)
     return clock(value)
 
 

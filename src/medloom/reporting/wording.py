@@ -34,10 +34,14 @@ NOT_A_DEVICE = "Research software, not a medical device"
 NOT_EXTERNAL = "NOT EXTERNALLY VALIDATED"
 
 
+def grouped(count: int) -> str:
+    """``5 216``, with a narrow no-break space."""
+    return f"{count:,}".replace(",", "\u202f")
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """``1 image``, ``624 images``."""
-    number = f"{count:,}".replace(",", "\u202f")
-    return f"{number} {noun if count == 1 else many or noun + 's'}"
+    return f"{grouped(count)} {noun if count == 1 else many or noun + 's'}"
 
 
 def per_cent(value: float) -> str:

@@ -1,0 +1,337 @@
+"""The page of a run: whole, self-contained, escaped, and equal to the recorded numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markupsafe import Markup
+from run_fixture import make_run
+
+from medloom.files import RunDirectory, append_line, write_json
+from medloom.reporting.report import SECTIONS, write_report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+OUTWARD = {"src", "href", "xlink:href", "srcset", "data", "action", "poster", "background", "formaction"}
+
+
+class Page(HTMLParser):
+    """Tags in balance, attributes and texts collected."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.numbers: list[tuple[str, float]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "data":
+            values = dict(attrs)
+            self.numbers.append((str(values["title"]), float(str(values["value"]))))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, self.getpos()
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def report(run: RunDirectory) -> Page:
+    return Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of a page's second; tests that do not look at them leave them out."""
+    monkeypatch.setattr("medloom.reporting.plots.inline_svg", lambda *args, **kwargs: Markup("<svg></svg>"))
+
+
+@pytest.fixture(scope="module")
+def page(whole_run: RunDirectory) -> Page:
+    return report(whole_run)
+
+
+def test_the_page_is_balanced_and_has_every_section(page: Page) -> None:
+    assert all(title in page.text for title in SECTIONS.values())
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [str(a["href"])[1:] for tag, a in page.tags if tag == "a"]
+    assert len(links) == len(SECTIONS)
+    assert set(links) <= set(ids)
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page: Page, whole_run: RunDirectory) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "foreignobject")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in OUTWARD:
+                assert re.match(r"#|data:image/(jpeg|png);base64,", str(value)), (tag, name, str(value)[:80])
+            for url in re.findall(r"url\((.*?)\)", value or ""):
+                assert url.startswith("#")
+    text = whole_run.report.read_text(encoding="utf-8")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+
+
+def test_H3_every_number_on_the_page_is_the_recorded_one(page: Page, whole_run: RunDirectory) -> None:
+    metrics = json.loads(whole_run.metrics.read_text())
+    assert len(page.numbers) > 60
+    for title, value in page.numbers:
+        path, _, shown = title.removeprefix("metrics.json: ").partition(" = ")
+        recorded = lookup(metrics, path)["value"]
+        assert recorded == value == float(shown), title
+
+
+def lookup(value: Any, path: str) -> Any:
+    """``splits.test.operating_points[0].metrics.auc``; a class name may hold dots, so the longest key wins."""
+    if not path:
+        return value
+    if isinstance(value, list):
+        found = re.match(r"\[(\d+)\]\.?", path)
+        assert found
+        return lookup(value[int(found[1])], path[found.end() :])
+    key = max((k for k in value if path == k or path.startswith((f"{k}.", f"{k}["))), key=len)
+    return lookup(value[key], path[len(key) :].removeprefix("."))
+
+
+def test_what_is_shown_is_the_rounded_value(page: Page, whole_run: RunDirectory) -> None:
+    metrics = json.loads(whole_run.metrics.read_text())
+    auc = metrics["splits"]["test"]["metrics"]["auc"]
+    point = metrics["splits"]["test"]["operating_points"][0]["metrics"]["accuracy"]
+    assert f"AUC is {auc['value']:.3f} (95 % interval {auc['low']:.3f}–{auc['high']:.3f})" in page.text
+    assert f"accuracy is {100 * point['value']:.1f} % (95 % interval {100 * point['low']:.1f}–" in page.text
+    assert "the commonest answer reaches 62.5 %" in page.text
+
+
+def test_H2_H8_H10_H18_the_head_says_what_must_be_known(page: Page) -> None:
+    assert "Research software, not a medical device" in page.text
+    assert "NOT EXTERNALLY VALIDATED" in page.text
+    assert "Test set scored 1 time" in page.text
+    red = [i for i, (tag, a) in enumerate(page.tags) if tag == "li" and a.get("class") == "red"]
+    assert len(red) == 1
+    assert "Gate D119 passed by hand: refused by D119" in page.text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_H2_every_further_scoring_is_counted(run: RunDirectory) -> None:
+    append_line(run.ledger, json.dumps({"event": "test scored", "what": "evaluate", "time": "x", "data": "y"}))
+    append_line(run.ledger, json.dumps({"event": "other"}))
+    assert "Test set scored 2 times" in report(run).text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_H10_an_external_evaluation_is_shown_and_the_runs_own_test_images_are_not_one(run: RunDirectory) -> None:
+    metrics = json.loads(run.metrics.read_text())
+    place = run.root / "evaluations" / "nih"
+    place.mkdir(parents=True)
+    write_json(place / "metrics.json", {**metrics, "evaluation": {"own_test_images": 624}})
+    text = report(run).text
+    assert "NOT EXTERNALLY VALIDATED" in text
+    assert "624 are this run's own test images" in text
+    write_json(place / "metrics.json", {**metrics, "evaluation": {"own_test_images": 0}})
+    text = report(run).text
+    assert "NOT EXTERNALLY VALIDATED" not in text
+    assert "Evaluated on 1 external data set: nih" in text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_H8_a_model_that_does_not_beat_chance_is_called_so(run: RunDirectory) -> None:
+    metrics = json.loads(run.metrics.read_text())
+    metrics["splits"]["test"]["metrics"]["auc"] |= {"value": 0.52, "low": 0.47, "high": 0.58}
+    write_json(run.metrics, metrics)
+    assert "Not shown to be better than the trivial answer" in report(run).text
+
+
+def test_D122_a_number_that_is_not_estimable_shows_its_reason(run: RunDirectory) -> None:
+    metrics = json.loads(run.metrics.read_text())
+    metrics["splits"]["test"]["metrics"]["auc"] |= {
+        "value": None,
+        "low": None,
+        "high": None,
+        "note": "not estimable (0 negatives)",
+    }
+    metrics["splits"]["test"]["curves"]["PNEUMONIA"] = {"roc": None, "pr": None, "reason": "not estimable"}
+    write_json(run.metrics, metrics)
+    page = report(run)
+    assert "not estimable (0 negatives)" in page.text
+    assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
+
+
+def test_equal_files_give_equal_bytes(run: RunDirectory) -> None:
+    first = write_report(run).read_bytes()
+    for path in run.root.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+    assert write_report(run).read_bytes() == first
+
+
+PARTS = (
+    "recipe.yaml",
+    "environment.json",
+    "records.csv",
+    "split.json",
+    "audit.json",
+    "log.jsonl",
+    "ledger.jsonl",
+    "metrics.json",
+    "operating_point.json",
+    "predictions_val.csv",
+    "predictions_test.csv",
+    "pictures.json",
+    "bundle/model.json",
+)
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(run: RunDirectory, part: str) -> None:
+    (run.root / part).unlink()
+    page = report(run)
+    assert f"1 part missing: {part}" in page.text
+    assert "not recorded" in page.text
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("part", [p for p in PARTS if p != "records.csv"])
+@pytest.mark.parametrize("damage", [b"\xff\xfe{]", b"", b"[1]"])
+def test_a_damaged_part_is_named_and_breaks_nothing(run: RunDirectory, part: str, damage: bytes) -> None:
+    (run.root / part).write_bytes(damage)
+    page = report(run)
+    empty_log = part.endswith(".jsonl") and damage in (b"", b"[1]")
+    assert empty_log or f"1 part missing: {part}" in page.text
+
+
+def test_an_empty_run_directory_gives_a_page_that_names_everything(tmp_path: Path) -> None:
+    page = report(RunDirectory(tmp_path))
+    assert f"{len(PARTS)} parts missing" in page.text
+    assert all(part in page.text for part in PARTS)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_T401_a_log_cut_short_by_a_kill_is_read_up_to_there(run: RunDirectory) -> None:
+    run.log.write_bytes(run.log.read_bytes()[:-9])
+    assert "20, kept: 17" in report(run).text
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"&'$\\frac{ "
+
+
+def test_D126_hostile_names_are_text(tmp_path: Path) -> None:
+    classes = (f"A {HOSTILE}", "Б \u202e}} {{ 7*7 }} 肺 {% raw %}")
+    pattern = "{split}/-rf\n\x1b[31m" + HOSTILE.replace("{", "(") + "/{label}/{k}-{j}.png"
+    sizes = {"train": (20, 20), "val": (60, 60), "test": (60, 60)}
+    run = make_run(tmp_path / "r", classes=classes, sizes=sizes, id_pattern=pattern, resamples=20)
+    page = report(run)
+    raw = run.report.read_text(encoding="utf-8")
+    for tag, attributes in page.tags:
+        assert tag != "script"
+        assert not any(name.startswith("on") for name in attributes)
+        assert not (tag == "img" and attributes.get("src") == "x")
+    assert f"A {HOSTILE.strip()}" in page.text
+    assert "肺" in page.text
+    assert "7*7" in page.text
+    assert "\\x1b[31m" in page.text
+    assert "\u202e" not in raw
+    assert "\x1b" not in raw
+    assert "<img src=x" not in raw
+
+
+def test_the_script_on_the_page_gives_the_numbers_on_the_page(
+    page: Page, whole_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = whole_run.report.read_text(encoding="utf-8")
+    script = html.unescape(raw[raw.index("<pre>") + 5 : raw.index("</pre>")])
+    printed = io.StringIO()
+    monkeypatch.chdir(whole_run.root)
+    with contextlib.redirect_stdout(printed):
+        exec(compile(script.replace("open(", "_open("), "page", "exec"), {"_open": _closing_open})
+    found = {line.split()[0]: float(line.split()[1]) for line in printed.getvalue().splitlines()}
+    test = json.loads(whole_run.metrics.read_text())["splits"]["test"]
+    at = test["operating_points"][0]["metrics"]
+    expected = {
+        "auc": test["metrics"]["auc"],
+        "brier": test["metrics"]["brier"],
+        **{k: at[k] for k in ("accuracy", "sensitivity", "specificity")},
+    }
+    assert found == pytest.approx({k: e["value"] for k, e in expected.items()}, abs=1e-12)
+
+
+def _closing_open(path: str, **options: Any) -> io.StringIO:
+    """The script leaves closing to the interpreter's end, which warns under a test."""
+    return io.StringIO(Path(path).read_text(encoding="utf-8"))
+
+
+def test_the_papers_table_stands_beside_ours_only_on_the_papers_images(page: Page, tmp_path: Path) -> None:
+    assert "this run, frozen threshold" in page.text
+    assert "91.4 %" in page.text
+    sizes = {"train": (20, 20), "val": (60, 60), "test": (60, 60)}
+    other = report(make_run(tmp_path / "r", sizes=sizes, resamples=20))
+    assert "this run, frozen threshold" not in other.text
+    assert "was not scored on its 624 test images" in other.text
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_more_classes_and_labels_have_pages_too(tmp_path: Path, multi_label: bool) -> None:
+    sizes = {"train": (9, 9, 9), "val": (60, 60, 60), "test": (30, 25, 20)}
+    run = make_run(
+        tmp_path / "r", classes=("a", "b", "c"), sizes=sizes, multi_label=multi_label, resamples=20, name="three"
+    )
+    page = report(run)
+    assert "mean AUC over the classes" in page.text
+    assert page.text.count("Reliability:") >= (3 if multi_label else 1)
+    metrics = json.loads(run.metrics.read_text())
+    for title, value in page.numbers:
+        path, _, _ = title.removeprefix("metrics.json: ").partition(" = ")
+        assert lookup(metrics, path)["value"] == value
+
+
+def test_fluctuation_is_the_deviation_of_changes(page: Page, whole_run: RunDirectory) -> None:
+    import numpy as np
+
+    epochs = [json.loads(line) for line in whole_run.log.read_text().splitlines()]
+    loss = [e["val_loss"] for e in epochs if e["event"] == "epoch"]
+    assert f"validation loss {np.std(np.diff(loss)):.4f} {np.std(np.diff(loss[10:])):.4f}" in page.text
+    assert "20, kept: 17" in page.text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_resumed_run_counts_each_epoch_once(run: RunDirectory) -> None:
+    lines = run.log.read_text().splitlines()
+    again = [line for line in lines if '"epoch": 3' in line or '"epoch": 4' in line]
+    for line in [json.dumps({"event": "resume"}), *again]:
+        append_line(run.log, line)
+    text = report(run).text
+    assert "20, kept: 17" in text
+    assert "resumed 1 time" in text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_H7_a_weighted_loss_without_calibration_is_named(run: RunDirectory) -> None:
+    recipe = run.recipe.read_text().replace("calibration: temperature", "calibration: none")
+    run.recipe.write_text(recipe)
+    assert "Probabilities are not calibrated" in report(run).text
