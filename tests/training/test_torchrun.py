@@ -1,0 +1,31 @@
+"""Two processes under torchrun do what one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from two_processes import scored
+
+from medloom.training.distributed import World
+
+HERE = Path(__file__).parent
+
+
+def test_two_processes_train_one_model_and_score_every_image_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(HERE / "two_processes.py"), str(tmp_path), "Plain", "Noisy"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = np.load(tmp_path / "Plain.npz")
+    alone, _ = scored(tmp_path / "alone", "Plain", World())
+    # Without batch statistics and dropout the processes are only a way to cut the same sums.
+    np.testing.assert_allclose(both["logits"], alone, atol=1e-4)
+    for kind in ("Plain", "Noisy"):
+        assert np.load(tmp_path / f"{kind}.npz")["count"].tolist() == [1] * 61
+        assert not np.allclose(np.load(tmp_path / f"{kind}.npz")["logits"], 0)
+    assert (tmp_path / "Plain" / "log.jsonl").read_text().count('"event": "epoch"') == 3
