@@ -22,7 +22,7 @@ _HOMES = {
     "MedloomError": "medloom.errors",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are strings
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from medloom.config import Recipe as Recipe

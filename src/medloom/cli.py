@@ -11,20 +11,18 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from medloom.errors import MedloomError, UsageError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Hybrid CNN-Transformer models for medical images, from a folder of scans to one small bundle. "
     "Research software, not a medical device.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before anything learns from it.")
+data_app = typer.Typer(rich_markup_mode=None, help="Look at data before anything learns from it.")
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress is silent.")]
@@ -35,15 +33,17 @@ Out = Annotated[Path | None, typer.Option(help="Where to write.")]
 
 def version_option(value: bool) -> None:
     if value:
-        from medloom import __version__
+        import importlib.metadata
 
-        typer.echo(f"medloom {__version__}")
+        typer.echo(f"medloom {importlib.metadata.version('medloom')}")
         raise typer.Exit
 
 
 @app.callback()
 def global_options(
-    version: Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_option, is_eager=True, help="Show it.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options before the verb; ``main`` reads --debug itself."""
@@ -137,7 +137,8 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Another data set, e.g. of another hospital.")],
     name: Annotated[str | None, typer.Option(help="Name of this evaluation; default the data's name.")] = None,
     relabel: Annotated[
-        list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="Rename a class; unnamed ones are left out.")
+        list[str] | None,
+        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a class; unnamed ones are left out."),
     ] = None,
     config: Set = None,
     accept: Accept = None,
@@ -180,15 +181,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: every failure is one line and an exit code (docs/errors.md)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, as_json = "--debug" in arguments, "--json" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
         code = app(arguments, standalone_mode=False, prog_name="medloom")
         sys.exit(code if isinstance(code, int) else 0)
     except MedloomError as problem:
         _fail(problem, debug, as_json)
-    except click.exceptions.ClickException as problem:
-        _fail(UsageError("U200", "command line", problem.format_message(), "See medloom --help"), debug, as_json)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped by the keyboard", err=True)
         sys.exit(130)
     except ModuleNotFoundError as problem:
@@ -196,6 +195,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except MemoryError:
         _fail(_memory(), debug, as_json)
     except Exception as problem:  # noqa: BLE001 - the last door: nothing leaves as a traceback
+        # Of the parser's own errors only this method is public; where its classes live changes between versions.
+        if explain := getattr(problem, "format_message", None):
+            _fail(UsageError("U200", "command line", explain(), "See medloom --help"), debug, as_json)
         inner = MedloomError("X001", type(problem).__name__, str(problem) or "no message", "Run again with --debug")
         _fail(inner, debug, as_json)
 

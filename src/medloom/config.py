@@ -6,6 +6,7 @@ decided from the data (class weights, mean and deviation) are written as the rul
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from pathlib import Path
@@ -200,11 +201,8 @@ def load_recipe(source: str | Path | dict[str, Any], overrides: list[str] | tupl
         UsageError: U201 file not found, U202 not YAML, U203 unknown key (with the nearest name), U204 bad value,
             U205 malformed override.
     """
-    if isinstance(source, dict):
-        place, values = "recipe", source
-    else:
-        place, values = str(source), _read_yaml(Path(source))
-    values = _deep_copy(values)
+    place = "recipe" if isinstance(source, dict) else str(source)
+    values = copy.deepcopy(source) if isinstance(source, dict) else _read_yaml(Path(source))
     for override in overrides:
         _apply(values, override)
     try:
@@ -288,14 +286,6 @@ def _tuples(value: Any) -> Any:
         return {key: (inner if key == "options" else _tuples(inner)) for key, inner in value.items()}
     if isinstance(value, list):
         return tuple(_tuples(inner) for inner in value)
-    return value
-
-
-def _deep_copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _deep_copy(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_deep_copy(inner) for inner in value]
     return value
 
 

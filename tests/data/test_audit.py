@@ -120,6 +120,13 @@ def test_D106_attributes_without_a_relation_are_silent(seed: int) -> None:
     assert found(made(rows), "D106") == []
 
 
+def test_D106_the_test_split_is_not_looked_at() -> None:
+    rows = [
+        {**row, "site": ("north", "south")[row["labels"][0]] if row["split"] == "test" else "x"} for row in balanced()
+    ]
+    assert found(made(rows), "D106") == []
+
+
 def test_D106_age_is_judged_as_a_number_with_gaps() -> None:
     rows = [
         {**row, "covariates": {"age": str(50 + 10 * row["labels"][0] + k % 9)} if k % 5 else {}}

@@ -52,8 +52,8 @@ def to_pixels(handle: Any, data: bytes, file_type: str) -> tuple[np.ndarray, int
         handle.load()
         pixels, bits, notes = _by_mode(handle, data, file_type)
         pixels = merge_equal_channels(pixels)
-    # Pillow itself applies the tag to TIFF while loading, and then removes it.
-    orientation = handle.getexif().get(_EXIF_ORIENTATION, 1) if file_type != "tiff" else 1
+    # To a TIFF Pillow itself applies the tag while loading, and then removes it.
+    orientation = handle.getexif().get(_EXIF_ORIENTATION, 1)
     if orientation in range(2, 9):
         pixels = orient(pixels, orientation)
         notes.append(ROTATED)

@@ -111,7 +111,8 @@ class Dataset:
         """Write the table so that ``read_csv`` gives an equal data set (root and notices apart)."""
         covariates = sorted({key for r in self.records for key in r.covariates})
         out = io.StringIO(newline="")
-        writer = csv.writer(out, lineterminator="\n")
+        # The writer quotes the characters of its own line end only, and a file name may hold a bare carriage return.
+        writer = csv.writer(out, lineterminator="\r\n")
         writer.writerow([*_FIXED, *(f"covariate:{c}" for c in covariates)])
         for r in self.records:
             writer.writerow(
@@ -140,7 +141,7 @@ def read_csv(path: str | Path, root: str | Path) -> Dataset:
         DataError: D116 when it is not such a table.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode("utf-8")
     first, _, body = text.partition("\n")
     mark = "# medloom records 1 "
     if not first.startswith(mark):

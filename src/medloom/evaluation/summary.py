@@ -21,7 +21,7 @@ FORMAT = "medloom metrics 1"
 
 
 def summarise(
-    test: Predictions,
+    test: Predictions | None,
     *,
     validation: Predictions | None = None,
     operating_points: Mapping[str, Any] | None = None,
@@ -32,7 +32,7 @@ def summarise(
     """Every number of one run, as plain values fit for strict JSON (no NaN anywhere).
 
     Args:
-        test: predictions with calibrated probabilities.
+        test: predictions with calibrated probabilities; None where the data have no test split.
         validation: the same for the split on which temperature and threshold were chosen.
         operating_points: content of operating_point.json (``choose_operating_points``), or None.
         temperature: divisor that made the probabilities; 1 when there was no calibration.
@@ -67,17 +67,17 @@ def summarise(
         DataError: D115 for a split without images.
     """
     config = config or EvaluationConfig()
-    splits = {} if validation is None else {"val": validation}
-    splits["test"] = test
+    splits = {name: table for name, table in (("val", validation), ("test", test)) if table is not None}
     for name, table in splits.items():
         if len(table) == 0:
             raise DataError("D115", f"split {name}", "it has no images", "Give it some, or evaluate another split")
-    kind = task(test)
+    first = next(iter(splits.values()))
+    kind = task(first)
     return {
         "format": FORMAT,
         "task": kind,
-        "classes": list(test.classes),
-        "positive": test.classes[-1] if kind == "binary" else None,
+        "classes": list(first.classes),
+        "positive": first.classes[-1] if kind == "binary" else None,
         "unit": "patient" if all(t.patients_known for t in splits.values()) else "image",
         "confidence": config.confidence,
         "resamples": config.resamples,

@@ -38,6 +38,7 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
         SPLITS.get(s, s or "no split"): dict(c) for s, c in (audit.get("counts") or {}).items() if sum(c.values())
     }
     classes = list(dict.fromkeys(c for values in counts.values() for c in values))
+    splits = {SPLITS.get(s, s): n for s, n in (summary.get("splits") or {}).items()}
     rows = findings(audit)
     refused = [r for r in rows if r["severity"] == "refuse"]
     warned = [r for r in rows if r["severity"] == "warn"]
@@ -59,10 +60,11 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
         name=name,
         flags=[*flags, {"text": NOT_A_DEVICE, "tone": ""}],
         sentence=what,
-        plot=plots.counts(counts, classes) if classes else "",
+        plot=plots.counts(counts, classes, splits) if classes else "",
         classes=classes,
         counts=[
-            {"split": s, "cells": [c.get(k, 0) for k in classes], "total": sum(c.values())} for s, c in counts.items()
+            {"split": s, "cells": [c.get(k, 0) for k in classes], "total": splits.get(s, sum(c.values()))}
+            for s, c in counts.items()
         ],
         counts_note="An image with several labels is counted under each." if summary.get("multi_label") else "",
         rows=rows,

@@ -62,7 +62,7 @@ def number(value: float | None, name: str = "") -> str:
         return "–"
     if is_percent(name):
         return f"{100 * value:.1f}\u202f%"
-    return f"{value:.3f}"
+    return _decimal(value)
 
 
 def interval(entry: dict[str, Any], name: str = "") -> str:
@@ -72,7 +72,8 @@ def interval(entry: dict[str, Any], name: str = "") -> str:
         return ""
     if is_percent(name):
         return f"{100 * low:.1f}–{100 * high:.1f}\u202f%"
-    return f"{low:.3f}–{high:.3f}"
+    # A dash between negative numbers reads as a sign.
+    return f"{_decimal(low)} to {_decimal(high)}" if low < 0 else f"{low:.3f}–{high:.3f}"
 
 
 def figure(entry: dict[str, Any] | None, name: str, path: str) -> Markup:
@@ -126,6 +127,10 @@ def count(value: int | float | None) -> str:
 def anchor(text: str) -> str:
     """An id for a heading."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def _escape(character: str) -> str:

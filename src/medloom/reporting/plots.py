@@ -18,18 +18,22 @@ _FAR = 8.0  # log odds of 0.99966, beyond which all scores share the last bar
 TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 
-def counts(counts: dict[str, dict[str, int]], classes: Sequence[str]) -> Markup:
-    """Images per class, one panel per split (figure 3 of the HATR paper)."""
+def counts(counts: dict[str, dict[str, int]], classes: Sequence[str], images: dict[str, int] | None = None) -> Markup:
+    """Images per class, one panel per split (figure 3 of the HATR paper).
+
+    Args:
+        images: images per split, where an image may be of several classes or of none.
+    """
     splits = [s for s in counts if sum(counts[s].values())]
     ink = colours(len(classes))
 
     def paint(axes: list[Any]) -> None:
         for axis, split in zip(axes, splits):
             values = [int(counts[split].get(c, 0)) for c in classes]
-            total = max(sum(values), 1)
+            total = max((images or {}).get(split, sum(values)), 1)
             rows = np.arange(len(classes))
             axis.barh(rows, values, color=ink, height=0.62)
-            axis.set_title(f"{split or 'no split'}   {sum(values):,}".replace(",", "\u202f"))
+            axis.set_title(f"{split or 'no split'}   {total:,}".replace(",", "\u202f"))
             axis.set_xlim(0, max(*values, 1) * 1.42)
             axis.set_yticks(rows, [_short(c) for c in classes] if axis is axes[0] else [""] * len(classes))
             axis.set_ylim(len(classes) - 0.4, -0.6)
@@ -206,7 +210,7 @@ def scores(panels: Sequence[dict[str, Any]]) -> Markup:
     return _half_panels("scores", "Histograms of scores, upwards the positive ones", paint, len(panels))
 
 
-def prevalence(rows: Sequence[dict[str, Any]], name: str) -> Markup:
+def prevalence(rows: Sequence[dict[str, Any]]) -> Markup:
     """PPV and NPV over prevalence with intervals; rows of ``predictive_values`` in metrics.json."""
 
     def paint(axes: list[Any]) -> None:
@@ -227,7 +231,7 @@ def prevalence(rows: Sequence[dict[str, Any]], name: str) -> Markup:
         axis.set_title("Predictive values")
         axis.legend(loc="best")
 
-    return inline_svg(name, "Predictive values over prevalence", paint, size=(HALF, 3.2))
+    return inline_svg("prevalence", "Predictive values over prevalence", paint, size=(HALF, 3.2))
 
 
 def _unit_square(axis: Any) -> None:

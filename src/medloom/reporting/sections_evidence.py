@@ -47,7 +47,7 @@ def curves(found: Recorded) -> dict[str, Any]:
             x, y = value["sensitivity"], value["precision"]
             if kind == "roc" and value["specificity"] is not None:
                 x, y = 1 - value["specificity"], value["sensitivity"]
-            title = f"{'ROC' if kind == 'roc' else 'Precision-recall'}: {name}"
+            title = f"{'ROC' if kind == 'roc' else 'PR'}: {name}"
             reference = ((val.get("curves") or {}).get(name) or {}).get(kind)
             point = None if x is None or y is None else (x, y)
             panels.append({"kind": kind, "title": title, "curve": pair[kind], "reference": reference, "point": point})
@@ -83,8 +83,8 @@ def metrics(found: Recorded) -> dict[str, Any]:
 def decisions(found: Recorded) -> dict[str, Any]:
     """Confusion and rates at the frozen threshold, predictive values, table per class."""
     test, classes = split_of(found), (found.metrics or {}).get("classes") or []
-    frozen = found.operating_point or {}
-    points = []
+    frozen, one = found.operating_point or {}, len(test.get("operating_points") or []) == 1
+    points: list[dict[str, Any]] = []
     for k, p in enumerate(test.get("operating_points") or []):
         path = f"splits.test.operating_points[{k}]"
         others = next((c for c in classes if c != p["class"]), "rest") if len(classes) == 2 else f"not {p['class']}"
@@ -99,9 +99,8 @@ def decisions(found: Recorded) -> dict[str, Any]:
                     {**v, "text": per_cent(v["prevalence"]), "path": f"{path}.predictive_values[{i}]"}
                     for i, v in enumerate(p["predictive_values"] or [])
                 ],
-                "prevalence_plot": plots.prevalence(p["predictive_values"], f"prevalence-{k}")
-                if p["predictive_values"]
-                else "",
+                "counts": [p["counts"][c] for c in ("tp", "fp", "fn", "tn")] if p["counts"] else [],
+                "prevalence_plot": plots.prevalence(p["predictive_values"]) if p["predictive_values"] and one else "",
             }
         )
     binary = (found.metrics or {}).get("task") == "binary"
@@ -112,6 +111,8 @@ def decisions(found: Recorded) -> dict[str, Any]:
     return {
         "how": _how(frozen),
         "points": points,
+        "point_columns": [METRICS[n] for n in ("sensitivity", "specificity", "precision", "npv")],
+        "prevalences": next(([v["text"] for v in p["prevalence"]] for p in points if p["prevalence"]), []),
         "matrices": matrices,
         "matrix_title": "Confusion of the classes",
         **_per_class(test),
@@ -190,7 +191,7 @@ def calibration(found: Recorded) -> dict[str, Any]:
             "Reference: for calibration error what a perfectly calibrated model would show by chance; for "
             "Brier score and log loss the constant prevalence; for slope 1 and intercept 0, the ideal."
         )
-    return {"plots": drawn, "rows": rows, "notes": notes}
+    return {"plots": drawn, "rows": rows, "notes": notes, "wide": len(panels) > 1}
 
 
 def score_panels(table: Predictions, thresholds: Mapping[str, float | None]) -> list[dict[str, Any]]:

@@ -30,8 +30,10 @@ def data(found: Recorded) -> dict[str, Any]:
     counts = split.get("classes") or (audit or {}).get("counts") or {}
     counts = {SPLITS.get(s, s): dict(classes) for s, classes in counts.items() if sum(classes.values())}
     names = list(dict.fromkeys(name for classes in counts.values() for name in classes))
+    images = split.get("images") or ((audit or {}).get("summary") or {}).get("splits") or {}
+    images = {SPLITS.get(s, s): n for s, n in images.items()}
     return {
-        "plot": plots.counts(counts, names) if names else "",
+        "plot": plots.counts(counts, names, images) if names else "",
         "plot_note": " after splitting" if split.get("classes") else ", as found by the audit",
         "splits": [
             {"split": SPLITS.get(s, s), "images": n, "patients": (split.get("patients") or {}).get(s)}

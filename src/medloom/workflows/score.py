@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medloom.config import EvaluationConfig, Recipe
+from medloom.config import Recipe
 from medloom.data.records import Dataset
 from medloom.evaluation.calibration import fit_temperature
 from medloom.evaluation.operating_point import choose_operating_points
@@ -62,35 +62,40 @@ def freeze_decision(
     return table, decision, temperature
 
 
-def open_test(run: RunDirectory, what: str, data_hash: str) -> int:
-    """Enter a scoring of test images in the ledger, before it happens (T416); returns how many there were by then."""
+def open_test(run: RunDirectory, what: str, data_hash: str) -> None:
+    """Enter a scoring of test images in the ledger, before it happens (T416)."""
     entry = {"event": "test scored", "what": what, "time": now(), "data": data_hash}
     append_line(run.ledger, json.dumps(entry, ensure_ascii=False))
+
+
+def scorings(run: RunDirectory) -> int:
+    """How often the test split was scored, by the ledger."""
+    if not run.ledger.exists():
+        return 0
     return sum('"test scored"' in line for line in run.ledger.read_text(encoding="utf-8").splitlines())
 
 
 def write_metrics(
     run: RunDirectory,
-    test: Predictions,
+    test: Predictions | None,
     validation: Predictions,
     decision: dict[str, Any],
-    config: EvaluationConfig,
+    recipe: Recipe,
     *,
     temperature: float,
-    seed: int,
-    scorings: int,
 ) -> dict[str, Any]:
-    """Write the test predictions and ``metrics.json``; returns its content."""
-    test.write_csv(run.predictions("test"))
+    """Write the test predictions, where there are any, and ``metrics.json``; returns its content."""
+    if test is not None:
+        test.write_csv(run.predictions("test"))
     metrics = summarise(
         test,
         validation=validation,
         operating_points=decision,
         temperature=temperature,
-        config=config,
-        seed=seed,
+        config=recipe.evaluation,
+        seed=recipe.train.seed,
     )
-    metrics["test_scorings"] = scorings
+    metrics["test_scorings"] = scorings(run)
     write_json(run.metrics, metrics)
     return metrics
 

@@ -67,46 +67,19 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
         recorded = json.loads(run.metrics.read_text(encoding="utf-8"))
         return TrainedRun(run, recorded, time.monotonic() - started, notices=fitted.notices)
 
-    validation = prepared.dataset.select("val")
-    logits = predict_logits(
-        model,
-        pixels,
-        prepared.preprocess,
-        prepared.rows("val"),
-        EVALUATION_BATCH,
-        device,
-        world=world,
-        flip_average=recipe.evaluation.flip_average,
-    )
-    table, decision, temperature = score.freeze_decision(run, validation, logits, recipe)
+    def logits(split: str) -> np.ndarray:
+        return _score(model, recipe, prepared, split, pixels, device, world)
+
+    table, decision, temperature = score.freeze_decision(run, prepared.dataset.select("val"), logits("val"), recipe)
     test = prepared.dataset.select("test")
-    metrics: dict[str, Any] = {}
+    scored = None
     if len(test):
-        scorings = score.open_test(run, "training run", prepared.dataset.hash())
-        logits = predict_logits(
-            model,
-            pixels,
-            prepared.preprocess,
-            prepared.rows("test"),
-            EVALUATION_BATCH,
-            device,
-            world=world,
-            flip_average=recipe.evaluation.flip_average,
-        )
-        scored = score.predictions_of(test, "test", logits, temperature)
-        metrics = score.write_metrics(
-            run,
-            scored,
-            table,
-            decision,
-            recipe.evaluation,
-            temperature=temperature,
-            seed=recipe.train.seed,
-            scorings=scorings,
-        )
-        rows = prepared.rows("test")
-        answers = decide(scored, decision)
-        write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, scored, answers, device))
+        score.open_test(run, "training run", prepared.dataset.hash())
+        scored = score.predictions_of(test, "test", logits("test"), temperature)
+    metrics = score.write_metrics(run, scored, table, decision, recipe, temperature=temperature)
+    shown, rows = (scored, prepared.rows("test")) if scored is not None else (table, prepared.rows("val"))
+    answers = decide(shown, decision)
+    write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, shown, answers, device))
     _bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
     write_report(run)
     return TrainedRun(run, metrics, time.monotonic() - started, notices=fitted.notices)
@@ -125,16 +98,7 @@ def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> 
         return TrainedRun(run, {}, 0.0, fitted.exit_code)
     for split in ("val", "test"):
         if len(prepared.rows(split)):
-            predict_logits(
-                model,
-                pixels,
-                prepared.preprocess,
-                prepared.rows(split),
-                EVALUATION_BATCH,
-                device,
-                world=world,
-                flip_average=recipe.evaluation.flip_average,
-            )
+            _score(model, recipe, prepared, split, pixels, device, world)
     return TrainedRun(run, {}, 0.0)
 
 
@@ -211,6 +175,28 @@ def _fit(
         )
 
 
+def _score(
+    model: nn.Module,
+    recipe: Recipe,
+    prepared: Prepared,
+    split: str,
+    pixels: DevicePixels,
+    device: torch.device,
+    world: World,
+) -> np.ndarray:
+    """``(N, K)`` float32 logits of one split, each image once over all processes."""
+    return predict_logits(
+        model,
+        pixels,
+        prepared.preprocess,
+        prepared.rows(split),
+        EVALUATION_BATCH,
+        device,
+        world=world,
+        flip_average=recipe.evaluation.flip_average,
+    )
+
+
 def _examples(prepared: Prepared, pixels: DevicePixels, split: str, part: Dataset) -> Examples:
     return Examples(pixels, prepared.rows(split), part.targets(), tuple(r.id for r in part.records))
 
@@ -259,13 +245,14 @@ def _bundle(
         temperature=temperature,
         operating_point=decision,
         flip_average=recipe.evaluation.flip_average,
+        decoding={"frames": recipe.data.frames, "max_megapixels": recipe.data.max_megapixels},
         provenance={
             "data": prepared.dataset.hash(),
             "recipe": recipe.hash,
             "training images": len(prepared.rows("train")),
             "accepted": list(recipe.data.accept),
         },
-        metrics=metrics or None,
+        metrics=metrics,
     )
 
 
