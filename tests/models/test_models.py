@@ -165,6 +165,7 @@ def test_onnx_gives_the_same_answers(name: str, model: nn.Module, x_BCHW: torch.
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("heavy", [name for name, case in CASES.items() if case.heavy_export])
 def test_onnx_of_a_heavy_model_gives_the_same_answers(heavy: str) -> None:
     check_export(golden.fill(build(heavy), CASES[heavy].gain), golden.images(3, CASES[heavy].sizes[0]))
