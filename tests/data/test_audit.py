@@ -209,6 +209,25 @@ def test_D118_near_copies_across_splits_warn() -> None:
     assert found(made(rows), "D118") == []
 
 
+def test_D118_a_reencoded_copy_is_found_and_a_look_alike_is_looked_at(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(size=(4, 4)) * 60 + 128
+
+    def picture() -> PillowImage.Image:
+        fine = np.kron(coarse, np.ones((24, 24))) + np.kron(rng.normal(size=(32, 32)) * 25, np.ones((3, 3)))
+        return PillowImage.fromarray(fine.clip(0, 255).astype(np.uint8))
+
+    for k in range(12):
+        path = tmp_path / ("train", "test")[k % 2] / ("a", "b")[k // 2 % 2] / f"p{k}_1.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture().save(path)
+    with PillowImage.open(tmp_path / "train/a/p0_1.png") as original:
+        original.save(tmp_path / "test/a/p0x_1.jpg", quality=40)
+    config = DataConfig(patient="pattern:(p[0-9x]+)_")
+    finding = found(scan(open_dataset(tmp_path, config), config), "D118", "warn")[0]
+    assert finding.examples == ("train/a/p0_1.png ~ test/a/p0x_1.jpg",)
+
+
 def test_D119_patients_across_splits() -> None:
     rows = balanced()
     for k in (0, 5, 60, 70):

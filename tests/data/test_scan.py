@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 
 from medloom.config import DataConfig
 from medloom.data.images import read_image_bytes
-from medloom.data.neighbours import LIMIT, near_pairs, perceptual_hash
+from medloom.data.neighbours import LIKENESS, LIMIT, likeness, near_pairs, perceptual_hash
 from medloom.data.scan import Scan, each, facts_of, pixel_hash, scan
 from medloom.data.sources import open_dataset
 from medloom.errors import DataError
@@ -202,6 +202,17 @@ def test_D118_blocks_find_what_the_whole_comparison_finds() -> None:
     a = rng.integers(0, 2**63, (50, 8), dtype=np.uint64)
     b = np.concatenate([rng.integers(0, 2**63, (9_000, 8), dtype=np.uint64), a[[3, 40]]])
     assert [(p.a, p.b) for p in near_pairs(a, b)] == [(3, 9_000), (40, 9_001)]
+
+
+@pytest.mark.parametrize("how", ["jpeg", "half", "bright", "mirror", "0.01", "0.03", "0.05"])
+def test_D118_likeness_parts_copies_from_strangers(how: str) -> None:
+    def small(pixels: np.ndarray) -> PillowImage.Image:
+        return PillowImage.fromarray(pixels).resize((64, 64), PillowImage.Resampling.BOX)
+
+    originals = [chest(k, 224) for k in range(8)]
+    for k, pixels in enumerate(originals):
+        assert likeness(small(pixels), small(changed(pixels, how)), how == "mirror") >= LIKENESS
+        assert likeness(small(pixels), small(changed(originals[k - 1], how)), how == "mirror") < LIKENESS
 
 
 def test_real_copies_are_found_and_strangers_are_not(real_data: Path) -> None:

@@ -65,7 +65,7 @@ class Audit:
 
 
 def audit(scan: Scan, config: DataConfig) -> Audit:
-    """Judge a scanned data set. Nothing is decoded or changed."""
+    """Judge a scanned data set. Only pairs that seem to be near copies are decoded again."""
     dataset = scan.dataset
     parts = leakage_parts(dataset, config)
     findings = [
@@ -73,7 +73,7 @@ def audit(scan: Scan, config: DataConfig) -> Audit:
         *_classes(dataset),
         *_splits(dataset, config),
         *exact_copies(dataset, parts),
-        *near_copies(dataset, scan.images, parts),
+        *near_copies(dataset, scan.images, parts, config),
         *shared_patients(dataset, parts),
         *shortcuts(dataset, scan.images),
         *_conversions(scan),

@@ -123,8 +123,7 @@ def facts_of(image: Image) -> ImageFacts:
     """Size, depth, brightness and perceptual hash of a decoded image."""
     pixels = image.pixels
     if pixels.dtype == np.uint8:
-        grey = PillowImage.fromarray(pixels)
-        grey = grey if pixels.ndim == 2 else grey.convert("L")
+        grey = grey_picture(pixels)
         counts = np.array(grey.histogram(), dtype=np.float64)
         levels = np.arange(256) / 255
         mean = float(counts @ levels / counts.sum())
@@ -132,11 +131,10 @@ def facts_of(image: Image) -> ImageFacts:
         used_bits = 8
     else:
         values = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+        grey = grey_picture(pixels)
         scale = (1 << image.bits) - 1 if image.bits else 1
         mean, std = float(values.mean(dtype=np.float64) / scale), float(values.std(dtype=np.float64) / scale)
         used_bits = max(8, int(pixels.max()).bit_length()) if image.bits else 0
-        grey = PillowImage.fromarray(values.astype(np.float32))
-    small = grey.resize((_SMALL, _SMALL), PillowImage.Resampling.BOX)
     return ImageFacts(
         height=pixels.shape[0],
         width=pixels.shape[1],
@@ -149,8 +147,21 @@ def facts_of(image: Image) -> ImageFacts:
         notes=image.notes,
         mean=mean,
         std=std,
-        phash=perceptual_hash(small),
+        phash=perceptual_hash(small_picture(grey)),
     )
+
+
+def grey_picture(pixels: np.ndarray) -> PillowImage.Image:
+    """A grey Pillow picture of decoded pixels; of more than 8 bits in floats, so that dark images keep their detail."""
+    if pixels.dtype == np.uint8:
+        picture = PillowImage.fromarray(pixels)
+        return picture if pixels.ndim == 2 else picture.convert("L")
+    return PillowImage.fromarray((pixels if pixels.ndim == 2 else pixels.mean(axis=2)).astype(np.float32))
+
+
+def small_picture(grey: PillowImage.Image) -> PillowImage.Image:
+    """64 x 64, what perceptual hashes and likeness are made from."""
+    return grey.resize((_SMALL, _SMALL), PillowImage.Resampling.BOX)
 
 
 def each(
