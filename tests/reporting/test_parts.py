@@ -19,7 +19,7 @@ from medloom.files import RunDirectory
 from medloom.reporting import plots
 from medloom.reporting.audit_page import write_audit_page
 from medloom.reporting.page import number, picture, strip, visible
-from medloom.reporting.pictures import Picture, overlay, read_pictures, weight_range, write_pictures
+from medloom.reporting.pictures import Picture, drawn_range, overlay, read_pictures, weight_range, write_pictures
 from medloom.reporting.published import TABLE_2, hanley
 
 AUDIT: dict[str, Any] = {
@@ -136,6 +136,16 @@ def test_an_overlay_marks_the_token_and_nothing_else() -> None:
 def test_equal_weights_give_an_even_tint_not_a_pattern() -> None:
     mixed = overlay(np.full((12, 12, 3), 90, np.uint8), np.full((3, 3), 0.7), 0.7, 0.7)
     assert len(np.unique(mixed.reshape(-1, 3), axis=0)) == 1
+
+
+def test_nearly_equal_weights_are_not_stretched_into_a_pattern() -> None:
+    low, high = drawn_range(0.501, 0.517)
+    assert high - low == pytest.approx(0.509 / 4)
+    assert low < 0.501 < 0.517 < high
+    assert drawn_range(0.2, 0.9) == pytest.approx((0.2, 0.9))
+    weight = np.array([[0.501, 0.517]])
+    mixed = overlay(np.zeros((4, 4), np.uint8), weight, low, high).astype(int)
+    assert abs(mixed[0, 0] - mixed[0, 3]).max() < 30
 
 
 def test_the_colour_scale_is_common_to_all_pictures() -> None:

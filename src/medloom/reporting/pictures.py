@@ -102,6 +102,17 @@ def weight_range(pictures: Sequence[Picture], name: str) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
+def drawn_range(low: float, high: float) -> tuple[float, float]:
+    """The ends of the colour scale: never narrower than a quarter of the weight itself.
+
+    A scale stretched over weights of 0.501 to 0.517 would paint a choice where the model made none.
+    """
+    middle = (low + high) / 2
+    if high - low >= abs(middle) / 4:
+        return low, high
+    return middle - abs(middle) / 8, middle + abs(middle) / 8
+
+
 def overlay(image: np.ndarray, weight: np.ndarray, low: float, high: float) -> np.ndarray:
     """Token weights over their image: one flat cell per token (no smoothing: the model has no finer answer).
 

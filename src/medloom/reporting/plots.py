@@ -204,8 +204,9 @@ def scores(panels: Sequence[dict[str, Any]]) -> Markup:
             axis.set_xlabel(_short(panel["x"], 44))
             axis.set_ylabel("images")
             axis.set_title(_short(panel["title"], 40))
-            handles, labels = axis.get_legend_handles_labels()
-            axis.legend(handles[::-1], labels[::-1], loc="upper left")
+            if len(panels) == 1:
+                handles, labels = axis.get_legend_handles_labels()
+                axis.legend(handles[::-1], labels[::-1], loc="upper left")
 
     return _half_panels("scores", "Histograms of scores, upwards the positive ones", paint, len(panels))
 

@@ -145,6 +145,8 @@ def verdict(found: Recorded) -> dict[str, Any]:
         sentence += f"; {where}, accuracy is {_told(accuracy, 'accuracy', level)}"
         if accuracy.get("baseline") is not None:
             sentence += f", where always giving the commonest answer reaches {number(accuracy['baseline'], 'accuracy')}"
+            if accuracy["low"] is not None and accuracy["low"] <= accuracy["baseline"]:
+                sentence += ", which the interval does not exclude"
     how = f"Bars: {level} intervals over resampled {content['unit']}s, from 0 to 1. Orange diamond: the trivial answer."
     return {"sentence": sentence + ".", "tiles": tiles, "how": how}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medloom.reporting.page import interval, number, picture
-from medloom.reporting.pictures import Picture, overlay, scale_bar, weight_range
+from medloom.reporting.pictures import Picture, drawn_range, overlay, scale_bar, weight_range
 from medloom.reporting.published import TABLE_2, TEST_IMAGES, WHAT_IT_MEANS, is_the_papers_task
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.sections_evidence import split_of
@@ -107,19 +107,21 @@ def pictures(found: Recorded) -> dict[str, Any]:
     """Examples, wrong ones first, each beside itself with its token weights."""
     names = list(dict.fromkeys(name for p in found.pictures for name in p.weights))
     ranges = {name: weight_range(found.pictures, name) for name in names}
+    scales = {name: drawn_range(*ends) for name, ends in ranges.items()}
     bars = [
         {
             "name": _scale_name(name, names, found.pictures),
-            "low": f"{low:.3g}",
-            "high": f"{high:.3g}",
+            "low": f"{scales[name][0]:.3g}",
+            "high": f"{scales[name][1]:.3g}",
             "image": picture(scale_bar()),
-            "note": "the same scale for every image" if high > low else "all weights are equal: they choose nothing",
+            "note": f"the same scale for every image; the weights run from {low:.3g} to {high:.3g}"
+            + ("" if scales[name] == (low, high) else ": nearly equal, so they choose little"),
         }
         for name, (low, high) in ranges.items()
     ]
     groups = []
     for correct, title in ((False, "Answered wrong"), (True, "Answered right")):
-        shown = [_shown(p, ranges) for p in found.pictures if p.correct is correct]
+        shown = [_shown(p, scales) for p in found.pictures if p.correct is correct]
         if shown:
             groups.append({"title": f"{title} ({len(shown)} shown)", "pictures": shown})
     lead = "Test images as the model received them."

@@ -163,6 +163,7 @@ def calibration(found: Recorded) -> dict[str, Any]:
         thresholds = {p["class"]: p["threshold"] for p in split_of(found).get("operating_points") or []}
         shown = score_panels(found.test, thresholds)[:_MOST_PANELS]
         note = "Every test image once: upwards those that are, downwards those that are not. Scale: log odds."
+        note += " Dashed: the threshold." if any(thresholds.values()) else ""
         drawn.append({"svg": plots.scores(shown), "note": note})
     rows = []
     path = "splits.test.calibration"

@@ -200,7 +200,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{str(k).replace('_', ' ')} {_cell(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return ", ".join(_cell(v) for v in value)
+        return ", ".join(f"({_cell(v)})" if isinstance(v, list) else _cell(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.5g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and abs(value) >= 10_000:
