@@ -37,7 +37,7 @@ def test_shares_are_disjoint_and_complete(n: int, size: int) -> None:
 def reader(world: World) -> Reader:
     train, _ = splits()
     config = recipe(augment={"rotate": 20.0, "translate": 0.1, "noise": 0.1}).augment
-    return Reader(train, PREPROCESS, config, 3, world, CPU, torch.contiguous_format)
+    return Reader(train, PREPROCESS, config, 3, world, CPU)
 
 
 @settings(max_examples=20, deadline=None)

@@ -93,3 +93,12 @@ def test_T407_nothing_fits(tmp_path: Path) -> None:
 def test_other_errors_of_a_model_are_not_disguised(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         run(tmp_path, recipe(), model=build(Hungry, room=0, problem=RuntimeError("a bug")))
+
+
+def test_T407_memory_that_ends_outside_the_model_is_said_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(ResourceError, match=r"T407.*train.batch_size=8.*Try train.batch_size=4"):
+        run(tmp_path, recipe(), model=build(Plain))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medloom import files
 from medloom.data.cache import DevicePixels
-from medloom.errors import ModelError, UsageError
+from medloom.errors import ModelError, ResourceError, UsageError
 from medloom.training import checkpoint
 from medloom.training import state as states
 from medloom.training.batches import Examples
@@ -135,7 +135,7 @@ def test_T410_signals_during_a_save_let_it_finish(
 
 
 def test_T408_a_reader_that_dies_stops_the_run_at_once_and_can_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="reader died"):
+    with pytest.raises(ResourceError, match=r"T408\] epoch 1 step 4.*reader died"):
         run(tmp_path, recipe(save_steps=1), data=troubled(4, error=OSError("reader died")))
     result = run(tmp_path, recipe(save_steps=1), resume=True)
     assert result.epochs == 3

@@ -21,7 +21,9 @@ from torch import Tensor
 from medloom.data.augment import augment, draw
 from medloom.data.cache import finish
 from medloom.data.preprocess import Preprocess
+from medloom.errors import ResourceError
 from medloom.training.distributed import World
+from medloom.training.precision import MEMORY_FORMAT
 
 if TYPE_CHECKING:
     from medloom.config import AugmentConfig
@@ -119,13 +121,15 @@ class Reader:
     seed: int
     world: World
     device: torch.device
-    memory_format: torch.memory_format
 
     def read(self, part: Part) -> Batch:
         """This process's share of a micro-batch, augmented and normalised.
 
         Every process draws for the whole step and takes its rows, so that the pictures do not depend on how many
         processes there are.
+
+        Raises:
+            ResourceError: T408, the images cannot be read any more.
         """
         draws = draw(self.config, len(part.rows), (self.seed, part.epoch, part.step))
         share = self.world.share(part.place.stop - part.place.start)
@@ -133,7 +137,16 @@ class Reader:
         share = share if counts else slice(0, 1)
         mine = slice(part.place.start + share.start, part.place.start + share.stop)
         rows = part.rows[mine]
-        x_BCHW = augment(self.examples.pixels.gather(self.examples.rows[rows]), draws[mine], self.config)
-        x_BCHW = finish(x_BCHW, self.preprocess).to(self.device).contiguous(memory_format=self.memory_format)
+        try:
+            x_u8_BCHW = self.examples.pixels.gather(self.examples.rows[rows])
+        except OSError as problem:
+            raise ResourceError(
+                "T408",
+                f"epoch {part.epoch} step {part.step + 1}",
+                f"images not readable: {problem.strerror or problem}",
+                "See that the disk of the pixel cache is there, then --resume",
+            ) from None
+        x_BCHW = augment(x_u8_BCHW, draws[mine], self.config)
+        x_BCHW = finish(x_BCHW, self.preprocess).to(self.device).contiguous(memory_format=MEMORY_FORMAT)
         target = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
         return Batch(x_BCHW, target, counts, part.last)

@@ -29,7 +29,7 @@ from medloom.errors import ModelError
 
 FORMAT = 1
 KEPT = 2
-_REMEDY = "Start the run again under another --run, or restore the directory from a backup"
+_REMEDY = "Start the run again under another --out, or restore the directory from a backup"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What can go wrong inside a step, said in one line: T406 not finite, T407 out of memory, T415 a batch of one."""
+"""What can go wrong inside a step, said in one line: T406 not finite, T407 out of memory,
+T415 a batch of one.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +85,30 @@ def explained(net: nn.Module, batch: Batch, recipe: Recipe, processes: int) -> I
     # Only here is the failed step's memory free: while the exception lived, its frames held the activations.
     fitting = _fitting(net, batch, recipe) if processes == 1 else n // 2
     if fitting:
-        advice = f"train.batch_size={fitting * processes} fits; train.accumulate={-(-n // fitting)} keeps the step size"
+        advice = f"train.batch_size={fitting * processes} fits; train.accumulate={-(-n // fitting) * recipe.train.accumulate} keeps the step size"
     else:
         advice = "Use a smaller model or preprocess.size"
     where = batch.x_BCHW.device.type.upper()
     raise ResourceError("T407", "train.batch_size", f"out of {where} memory with {n} images a batch", advice)
+
+
+@contextlib.contextmanager
+def memory_elsewhere(recipe: Recipe) -> Iterator[None]:
+    """The same for memory that ends outside a forward and backward pass: optimiser state, validation, reading.
+
+    Raises:
+        ResourceError: T407 with half the batch size, untried.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not _is_out_of_memory(problem):
+            raise
+    else:
+        return
+    half = max(1, recipe.train.batch_size // 2)
+    advice = f"Try train.batch_size={half}, train.accumulate={2 * recipe.train.accumulate}, or a smaller model"
+    raise ResourceError("T407", "training", f"out of memory with train.batch_size={recipe.train.batch_size}", advice)
 
 
 def _is_out_of_memory(problem: BaseException) -> bool:

@@ -75,13 +75,13 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], accept: tuple[str, ..
         return []
     shown = "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
     if any(line.startswith("data.") for line in lines):
-        raise UsageError("T411", place, f"the data are not those of this run: {shown}", "Start another --run")
+        raise UsageError("T411", place, f"the data are not those of this run: {shown}", "Start anew with another --out")
     if "T411" not in accept:
         raise UsageError(
             "T411",
             place,
             f"what was changed since this run was saved: {shown}",
-            "Undo it, start another --run, or go on as changed with --accept T411",
+            "Undo it, start anew with another --out, or go on as changed with --accept T411",
         )
     return lines
 

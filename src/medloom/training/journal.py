@@ -7,6 +7,7 @@ Only the main process of several writes.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import resource
@@ -53,7 +54,7 @@ class Journal:
             files.sweep_orphans(directory)
         self._world.barrier()
         if not resume and any(directory.glob("*.json")):
-            raise UsageError("T414", directory, "a run is saved here already", "Add --resume, or choose another --run")
+            raise UsageError("T414", directory, "a run is saved here already", "Add --resume, or choose another --out")
         found, refused = checkpoint.newest(directory)
         for problem in refused:
             self.notice(f"passed over: {problem}")
@@ -88,12 +89,12 @@ class Journal:
         self.session(event, epoch=state.epoch, step=state.step, changes=state.changes, notices=self.notices)
 
     def step(self, state: State, rate: float, numbers: torch.Tensor, weight: float, per_epoch: int, total: int) -> None:
-        """Tell the caller, at most ten times a second; reading the loss is then all that a GPU is kept waiting for."""
+        """Tell the caller, at most ten times a second and at an epoch's end: a GPU waits while its loss is read."""
         now = time.monotonic()
         if self._step_seconds is None:
             self._step_seconds = state.seconds / state.step
         self._step_seconds += 0.1 * (state.seconds / state.step - self._step_seconds)
-        if self._progress is None or now - self._last_event < 0.1:
+        if self._progress is None or (now - self._last_event < 0.1 and state.step < per_epoch):
             return
         self._last_event = now
         left = total - state.total
@@ -170,7 +171,7 @@ class Journal:
 
     def close(self, state: State, stopped: str) -> Path | None:
         """Record the end of the session; when the run is over, give the model its best weights."""
-        self.session("end", stopped=stopped, epoch=state.epoch, step=state.step, **_memory())
+        self.session("end", stopped=stopped, epoch=state.epoch, step=state.step, **peak_memory())
         self._world.barrier()
         if state.best is None:
             return None
@@ -201,7 +202,7 @@ def _make(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ResourceError(
-            "T405", directory, f"not writable: {problem.strerror}", "Make the directory writable, or choose --run"
+            "T405", directory, f"not writable: {problem.strerror}", "Make the directory writable, or choose --out"
         ) from None
 
 
@@ -212,10 +213,15 @@ def _has_epochs(log: Path) -> bool:
         return False
 
 
-def _memory() -> dict[str, int]:
-    """Peak memory of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+def peak_memory() -> dict[str, int]:
+    """Most memory that this process has held, in bytes: ``peak_memory``, and ``peak_device_memory`` on a GPU."""
+    peak = {
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    }
+    with contextlib.suppress(OSError, StopIteration):
+        # Linux hands a child the other figure of its parent; this one begins with the program.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        peak["peak_memory"] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     if torch.cuda.is_available():
         peak["peak_device_memory"] = torch.cuda.max_memory_allocated()
     return peak

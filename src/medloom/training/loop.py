@@ -38,7 +38,7 @@ from medloom.training.batches import Batch, Examples, Reader, deal, parts
 from medloom.training.distributed import World, accumulating, replicate, share_buffers
 from medloom.training.journal import Journal
 from medloom.training.losses import Loss, make_loss
-from medloom.training.precision import autocast, memory_format, settings
+from medloom.training.precision import MEMORY_FORMAT, autocast, settings
 from medloom.training.predict import Interrupted, predict_logits
 from medloom.training.schedule import learning_rate
 from medloom.training.scores import correct, improves, monitor_of, validation_scores
@@ -129,13 +129,13 @@ def fit(
         UsageError: T411 not the run that was saved; T414 a run is here and ``resume`` is not set; T415 batch of one.
         ModelError: T414 no checkpoint is good; C505 they are of another model.
         GateError: T406 loss or gradient is not finite.
-        ResourceError: T404, T405 not saved; T407 out of memory.
+        ResourceError: T404, T405 not saved; T407 out of memory; T408 images not readable.
     """
     config = recipe.train
     if not len(train):
         raise DataError("D115", "train", "no training images", "Check the split and the excluded files")
     with settings(device, config.threads), StopRequests() as stop:
-        model.to(device=device, memory_format=memory_format(model))  # type: ignore[call-overload]
+        model.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
         state = State(
             model=model,
             optimizer=optimizers.make_optimizer(model, config),
@@ -152,7 +152,7 @@ def fit(
             recipe=recipe,
             train=train,
             val=val,
-            reader=Reader(train, preprocess, recipe.augment, config.seed, world, device, memory_format(model)),
+            reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
             loss=make_loss(
                 multi_label=train.multi_label,
                 class_weights=class_weights,
@@ -168,9 +168,10 @@ def fit(
             total_steps=total_steps,
         )
         stopped = state.done
-        while stopped is None:
-            finished = _train_epoch(this, state) and _finish_epoch(this, state)
-            stopped = state.done or (None if finished else stop.received or "SIGTERM")
+        with faults.memory_elsewhere(recipe):
+            while stopped is None:
+                finished = _train_epoch(this, state) and _finish_epoch(this, state)
+                stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)
     return FitResult(stopped, state.epoch - 1, state.total, state.best, weights, tuple(journal.notices))
 

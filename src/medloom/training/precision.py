@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from medloom.errors import UsageError
+
+MEMORY_FORMAT = torch.channels_last
+"""bf16 convolutions want it: 8 (ResNet-18) to 48 percent (Conv2D) less CPU time a step at 96 pixels on a 2-core AVX-512
+machine, DenseNet, ConvNeXt and HATR 24 to 32; a ViT does not mind."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -30,12 +33,6 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
     if amp == "off":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def memory_format(model: nn.Module) -> torch.memory_format:
-    """Channels last where the model convolves its input: bf16 convolutions on CPU and GPU want it, others ignore it."""
-    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    return torch.channels_last if convolutional else torch.contiguous_format
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from medloom.data.cache import finish
 from medloom.data.preprocess import Preprocess
 from medloom.training.batches import Pixels
 from medloom.training.distributed import World
-from medloom.training.precision import autocast
+from medloom.training.precision import MEMORY_FORMAT, autocast
 
 _ALONE = World()
 
@@ -62,6 +62,7 @@ def predict_logits(
                 raise Interrupted
             rows = indices[start : min(start + max(1, batch_size // world.size), mine.stop)]
             x_BCHW = finish(pixels.gather(rows).to(device).float() / 255.0, preprocess)
+            x_BCHW = x_BCHW.contiguous(memory_format=MEMORY_FORMAT)
             with autocast(device, amp):
                 logits_BK = model(x_BCHW).float()
                 if flip_average:
