@@ -92,7 +92,7 @@ def run_all(data: Path, which: str, runs: Path, minutes: float | None) -> None:
         print(f"[{k + 1}/{len(todo)}] {planned.file_name}", flush=True)
         place = runs / f"{which}-{planned.file_name}"
         command = [sys.executable, "-m", "medloom.cli", "train", str(PROJECT / "recipes" / f"{planned.recipe}.yaml")]
-        command += ["--data", str(data), "--run", str(place), "--seed", str(planned.seed), "--json"]
+        command += ["--data", str(data), "--out", str(place), "--seed", str(planned.seed), "--json"]
         command += [part for o in planned.overrides for part in ("--set", o)]
         if (place / "recipe.yaml").exists():
             command.append("--resume")

@@ -125,7 +125,7 @@ def main() -> None:
         medloom.train(
             PROJECT / "recipes" / "pneumonia.yaml",
             data=arguments.data,
-            run=run.root,
+            out=run.root,
             overrides=[*arguments.overrides, *VARIANTS[name]],
             resume=run.recipe.exists(),
         )

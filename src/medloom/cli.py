@@ -41,9 +41,7 @@ def version_option(value: bool) -> None:
 
 @app.callback()
 def global_options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=version_option, is_eager=True, help="Show it.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options before the verb; ``main`` reads --debug itself."""
@@ -108,7 +106,7 @@ def data_phantom(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A .yaml from recipes/ or your own.")],
     data: Annotated[Path | None, typer.Option(help="Data; overrides the recipe's data.path.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     config: Set = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides train.seed; names the default run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -121,7 +119,7 @@ def train(
     done = run_train(
         recipe,
         data=data,
-        run=run,
+        out=out,
         overrides=config or (),
         seed=seed,
         resume=resume,
@@ -138,7 +136,7 @@ def evaluate(
     name: Annotated[str | None, typer.Option(help="Name of this evaluation; default the data's name.")] = None,
     relabel: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a class; unnamed ones are left out."),
+        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a class; others are left out."),
     ] = None,
     config: Set = None,
     accept: Accept = None,
@@ -171,8 +169,8 @@ def _finish(result: Any, as_json: bool) -> None:
     """Every workflow returns an object with ``as_dict()``, ``text()`` and ``exit_code``."""
     if as_json:
         typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, allow_nan=False))
-    else:
-        typer.echo(result.text())
+    elif text := result.text():
+        typer.echo(text)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

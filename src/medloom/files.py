@@ -229,7 +229,7 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
             raise UsageError(
-                "T412", run.root, f"process {holder} is working in this run directory", "Wait for it, or choose --run"
+                "T412", run.root, f"process {holder} is working in this run directory", "Wait for it, or choose --out"
             ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))

@@ -58,6 +58,7 @@ def test_without_torch_train_names_the_extra(tmp_path: Path) -> None:
     recipe.write_text("name: r\n")
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
+    assert done.stderr.startswith("error[U210]")
     assert "medloom[train]" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -76,6 +77,22 @@ def test_wrong_commands_are_one_line_and_exit_2(medloom: Run, arguments: list[st
     assert done.returncode == 2
     assert done.stderr.startswith(f"error[{code}]")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_X001_the_unforeseen_is_still_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from medloom import cli
+    from medloom.workflows import environment
+
+    def broken() -> None:
+        raise RuntimeError("of a kind\nnobody thought of")
+
+    monkeypatch.setattr(environment, "doctor", broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["doctor"])
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error[X001] RuntimeError: of a kind\\nnobody thought of")
+    assert len(said.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(medloom: Run) -> None:

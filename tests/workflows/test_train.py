@@ -56,7 +56,7 @@ def _recipe(folder: Path, **train: object) -> Path:
 def finished(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """One finished run that several tests look at."""
     folder = tmp_path_factory.mktemp("finished")
-    command = ["train", _recipe(folder), "--data", phantom, "--run", folder / "run"]
+    command = ["train", _recipe(folder), "--data", phantom, "--out", folder / "run"]
     done = subprocess.run(
         [sys.executable, "-m", "medloom.cli", *map(str, command)], capture_output=True, text=True, timeout=250
     )
@@ -111,17 +111,58 @@ def test_the_metrics_follow_from_the_predictions_file(finished: RunDirectory) ->
 
 def test_a_run_is_not_overwritten(finished: RunDirectory, phantom: Path, tmp_path: Path, medloom: Run) -> None:
     before = finished.metrics.read_bytes()
-    done = medloom("train", _recipe(tmp_path), "--data", phantom, "--run", finished.root)
+    done = medloom("train", _recipe(tmp_path), "--data", phantom, "--out", finished.root)
     assert done.returncode == 2
     assert "error[U212]" in done.stderr
     assert finished.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["train", "RECIPE"], "U211"),
+        (["train", "RECIPE", "--data", "DATA", "--out", "absent", "--resume"], "U213"),
+        (["train", "RECIPE", "--data", "DATA", "--out", "new", "--set", "train.device=cuda"], "U310"),
+        (["evaluate", "BUNDLE", "--data", "DATA"], "U216"),
+        (["evaluate", "RUN", "--data", "DATA", "--map", "PNEUMONIA"], "U218"),
+        (["train", "RECIPE", "--data", "DATA", "--out", "new", "--set", "model.name=conv2d"], "U207"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(
+    arguments: list[str], code: str, finished: RunDirectory, phantom: Path, tmp_path: Path, medloom: Run
+) -> None:
+    import torch
+
+    if code == "U310" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    names = {"RECIPE": _recipe(tmp_path), "DATA": phantom, "RUN": finished.root, "BUNDLE": finished.bundle}
+    done = medloom(*[names.get(a, a) for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error[{code}]")
+    assert not (tmp_path / "new" / "recipe.yaml").exists()
+
+
+def test_a_folder_without_a_test_split_gives_a_report_all_the_same(phantom: Path, tmp_path: Path, medloom: Run) -> None:
+    with phantom.open() as handle:
+        rows = [r for r in csv.DictReader(handle) if r["split"] != "test"]
+    table = phantom.parent / "without_test.csv"
+    with table.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    run = RunDirectory(tmp_path / "run")
+    done = medloom("train", _recipe(tmp_path, max_steps=2), "--data", table, "--out", run.root)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(run.metrics.read_text())["splits"]) == {"val"}
+    assert not run.ledger.exists()
+    assert run.report.exists()
 
 
 def test_T414_resume_after_the_last_epoch_changes_nothing(
     finished: RunDirectory, phantom: Path, tmp_path: Path, medloom: Run
 ) -> None:
     before = {p: p.read_bytes() for p in (finished.metrics, finished.ledger, finished.report)}
-    done = medloom("train", _recipe(tmp_path), "--data", phantom, "--run", finished.root, "--resume")
+    done = medloom("train", _recipe(tmp_path), "--data", phantom, "--out", finished.root, "--resume")
     assert done.returncode == 0, done.stderr
     assert {p: p.read_bytes() for p in before} == before
 
@@ -129,12 +170,12 @@ def test_T414_resume_after_the_last_epoch_changes_nothing(
 def test_T411_another_recipe_or_other_data_is_not_resumed(
     finished: RunDirectory, phantom: Path, tmp_path: Path, medloom: Run
 ) -> None:
-    done = medloom("train", _recipe(tmp_path, epochs=3), "--data", phantom, "--run", finished.root, "--resume")
+    done = medloom("train", _recipe(tmp_path, epochs=3), "--data", phantom, "--out", finished.root, "--resume")
     assert done.returncode == 2
     assert "error[T411]" in done.stderr
     assert "train.epochs: 2 -> 3" in done.stderr
     other = write_phantom(tmp_path / "other", n_patients=60, size=64, seed=2)
-    done = medloom("train", _recipe(tmp_path), "--data", other, "--run", finished.root, "--resume", "--accept", "T411")
+    done = medloom("train", _recipe(tmp_path), "--data", other, "--out", finished.root, "--resume", "--accept", "T411")
     assert done.returncode == 2
     assert "error[T411]" in done.stderr
 
@@ -179,7 +220,7 @@ def test_leakage_is_refused_unless_accepted(code: str, leak: str, phantom: Path,
         writer = csv.DictWriter(handle, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    command = ["train", _recipe(tmp_path, max_steps=2), "--data", data / "table.csv", "--run", tmp_path / "run"]
+    command = ["train", _recipe(tmp_path, max_steps=2), "--data", data / "table.csv", "--out", tmp_path / "run"]
     done = medloom(*command)
     assert done.returncode == 3
     assert f"error[{code}]" in done.stderr
@@ -193,7 +234,7 @@ def test_T409_sigterm_saves_and_the_resumed_run_ends_in_the_same_bytes(
     finished: RunDirectory, phantom: Path, tmp_path: Path, medloom: Run
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    command = ["train", _recipe(tmp_path), "--data", phantom, "--run", run.root]
+    command = ["train", _recipe(tmp_path), "--data", phantom, "--out", run.root]
     process = subprocess.Popen(
         [sys.executable, "-m", "medloom.cli", *map(str, command)],
         stdout=subprocess.DEVNULL,
@@ -213,16 +254,15 @@ def test_T409_sigterm_saves_and_the_resumed_run_ends_in_the_same_bytes(
 
 def test_two_processes_score_every_image_once(phantom: Path, tmp_path: Path, finished: RunDirectory) -> None:
     recipe = _recipe(tmp_path)
-    command = ["-m", "medloom.cli", "train", recipe, "--data", phantom, "--run", tmp_path / "run"]
+    command = ["-m", "medloom.cli", "train", recipe, "--data", phantom, "--out", tmp_path / "run"]
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "torch.distributed.run",
+            "--standalone",
             "--nproc_per_node",
             "2",
-            "--master_port",
-            "0",
             *map(str, command),
         ],
         capture_output=True,

@@ -85,7 +85,8 @@ def explained(net: nn.Module, batch: Batch, recipe: Recipe, processes: int) -> I
     # Only here is the failed step's memory free: while the exception lived, its frames held the activations.
     fitting = _fitting(net, batch, recipe) if processes == 1 else n // 2
     if fitting:
-        advice = f"train.batch_size={fitting * processes} fits; train.accumulate={-(-n // fitting) * recipe.train.accumulate} keeps the step size"
+        pieces = -(-n // fitting) * recipe.train.accumulate
+        advice = f"train.batch_size={fitting * processes} fits; train.accumulate={pieces} keeps the step size"
     else:
         advice = "Use a smaller model or preprocess.size"
     where = batch.x_BCHW.device.type.upper()

@@ -58,7 +58,7 @@ def demo(out: str | Path = "runs/demo", *, quiet: bool = False) -> TrainedRun:
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text("Written by medloom demo, which may replace this whole folder.\n")
     write_phantom_folder(out / "phantom", patients=PATIENTS, size=SIZE, seed=0)
-    return train(DEMO_RECIPE, data=out / "phantom" / "table.csv", run=out, quiet=quiet)
+    return train(DEMO_RECIPE, data=out / "phantom" / "table.csv", out=out, quiet=quiet)
 
 
 def write_phantom_folder(out: str | Path, *, patients: int, size: int, seed: int) -> Outcome:

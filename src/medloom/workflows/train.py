@@ -45,9 +45,11 @@ class TrainedRun:
         }
 
     def text(self) -> str:
+        if not self.metrics and not self.exit_code:
+            return ""  # one of several processes, and not the one that speaks
         lines = list(self.notices)
         if self.exit_code:
-            return "\n".join([*lines, f"stopped and saved; go on with --resume --run {self.directory.root}"])
+            return "\n".join([*lines, f"stopped and saved; go on with --resume --out {self.directory.root}"])
         for split, title in (("val", "validation"), ("test", "test")):
             part = self.metrics.get("splits", {}).get(split)
             if part:
@@ -67,7 +69,7 @@ def train(
     recipe: str | Path | dict[str, Any] | Recipe,
     *,
     data: str | Path | None = None,
-    run: str | Path | None = None,
+    out: str | Path | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
     resume: bool = False,
@@ -79,7 +81,7 @@ def train(
     Args:
         recipe: a path, plain values, or a ``Recipe``.
         data: folder, table or npz; overrides ``data.path``.
-        run: run directory; default ``runs/NAME``, with ``-seedN`` where ``seed`` is given.
+        out: run directory; default ``runs/NAME``, with ``-seedN`` where ``seed`` is given.
         overrides: ``"train.epochs=5"`` and the like.
         resume: go on from the last checkpoint of that directory.
         accept: codes of gates that may be passed.
@@ -91,7 +93,7 @@ def train(
     if resolved.data.path is None:
         raise UsageError("U211", "data", "no data set given", "Name it with --data PATH")
     name = resolved.name if seed is None else f"{resolved.name}-seed{seed}"
-    directory = RunDirectory(Path(run) if run is not None else Path("runs") / name)
+    directory = RunDirectory(Path(out) if out is not None else Path("runs") / name)
 
     from medloom.training import distributed
     from medloom.workflows import train_steps
@@ -102,7 +104,7 @@ def train(
             return train_steps.follow(resolved, directory, world, resume=resume)
         if directory.recipe.exists() and not resume:
             raise UsageError(
-                "U212", directory.root, "a run is already there", "Go on with --resume, or name another with --run"
+                "U212", directory.root, "a run is already there", "Go on with --resume, or name another with --out"
             )
         if resume and not directory.recipe.exists():
             raise UsageError("U213", directory.root, "no run to resume there", "Leave --resume away to start one")

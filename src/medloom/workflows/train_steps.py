@@ -262,7 +262,7 @@ def _check_recipe(recipe: Recipe, run: RunDirectory) -> None:
     changed = [line for line in difference(before, recipe) if not line.startswith(("data.accept", "notes"))]
     if changed and "T411" not in recipe.data.accept:
         shown = "; ".join(changed[:5])
-        raise UsageError("T411", run.recipe, f"the recipe changed: {shown}", "Undo it, or start another --run")
+        raise UsageError("T411", run.recipe, f"the recipe changed: {shown}", "Undo it, or name another --out")
 
 
 def device_of(recipe: Recipe) -> torch.device:
