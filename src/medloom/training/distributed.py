@@ -71,7 +71,7 @@ def replicate(model: nn.Module, device: torch.device, world: World) -> nn.Module
     """The module whose backward pass averages gradients over all processes."""
     if world.size == 1:
         return model
-    # Channels-last gradients of 1x1 kernels have other strides than their bucket: equal numbers, and a warning per step.
+    # Channels-last gradients of 1x1 kernels have other strides than their bucket: equal numbers, a warning per step.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
