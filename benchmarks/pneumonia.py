@@ -248,15 +248,7 @@ def _epoch_ratio(rows: dict[str, Any]) -> float | None:
 
 
 def _parameters(run: RunDirectory) -> int:
-    from safetensors.numpy import load_file
-
-    # Buffers of batch normalisation stand in the file too; parameters are what the paper counts.
-    tensors = load_file(run.bundle / "model.safetensors")
-    return int(
-        sum(
-            v.size for k, v in tensors.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))
-        )
-    )
+    return int(json.loads((run.bundle / "model.json").read_text())["provenance"]["parameters"])
 
 
 def _spread(value: dict[str, Any]) -> str:

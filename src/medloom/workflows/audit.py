@@ -33,7 +33,8 @@ def audit(
 
     Args:
         recipe: takes its data section; ``overrides`` may leave out the leading ``data.``.
-        strict: exit code 3 when anything is refused that the recipe does not accept.
+        strict: exit code 3 when anything is refused that the recipe does not accept, or near duplicates stand in
+            several splits (D118).
     """
     keys = tuple(o if o.startswith("data.") else f"data.{o}" for o in overrides)
     config = load_recipe(recipe if recipe is not None else {}, keys).data
@@ -45,7 +46,8 @@ def audit(
         page = write_audit(scan, found, config, Path(out))
         values["page"] = page
         lines.append(f"open {page}")
-    return Outcome(values, tuple(lines), 3 if strict and refused else 0)
+    near = any(f.code == "D118" and f.severity == "warn" for f in found.findings) and "D118" not in config.accept
+    return Outcome(values, tuple(lines), 3 if strict and (refused or near) else 0)
 
 
 def examine(path: str | Path, config: DataConfig, *, quiet: bool = True) -> tuple[Scan, Audit]:

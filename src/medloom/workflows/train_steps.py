@@ -249,6 +249,7 @@ def _bundle(
         provenance={
             "data": prepared.dataset.hash(),
             "recipe": recipe.hash,
+            "parameters": sum(p.numel() for p in model.parameters()),
             "training images": len(prepared.rows("train")),
             "accepted": list(recipe.data.accept),
         },
