@@ -125,3 +125,11 @@ def test_published_vit_weights_go_into_our_network(monkeypatch: pytest.MonkeyPat
 def test_an_unknown_option_of_a_timm_network_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="U207"):
         backbones.create_network("resnet18", in_chans=3, image_size=(64, 64), sparkle=True)
+
+
+def test_C512_a_network_without_feature_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = backbones.load_timm()
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: torch.nn.Flatten())
+    with pytest.raises(ModelError) as caught:
+        create_model("timm/resnet10t", num_classes=2, image_size=64)
+    assert caught.value.code == "C512"
