@@ -6,6 +6,7 @@ One process is the case ``World()``: every function below then returns its argum
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -63,7 +64,11 @@ def world(device: torch.device) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
+        # Nobody leaves while another still needs the store that the first process keeps.
+        dist.barrier()
     finally:
+        # The wrapped module holds on to the group's threads; it must be gone before the group is.
+        gc.collect()
         dist.destroy_process_group()
 
 
