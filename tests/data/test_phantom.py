@@ -92,7 +92,7 @@ def test_brightness_alone_or_site_alone_says_nothing_at_other_seeds(seed: int) -
 
 
 def _assert_nothing_but_the_opacities_predicts(phantom: Phantom) -> None:
-    """AUC at most 0.60 for mean and spread of the image; for site, age, sex, view; and near it for all together."""
+    """AUC at most 0.60 for mean and spread of the image, for site, age, sex, view, and for all that is not a place."""
     size = phantom.images.shape[1]
     middle = phantom.images[:, size // 5 : 2 * size // 3, size // 5 : -size // 5]
     train = phantom.splits == "train"
@@ -113,10 +113,12 @@ def _assert_nothing_but_the_opacities_predicts(phantom: Phantom) -> None:
     assert _strength(phantom.labels[test], facts["mean"][test]) <= 0.60
     assert _strength(phantom.labels[test], facts["site"][test]) <= 0.60
     one_hot = [phantom.sites == site for site in sorted(set(phantom.sites))]
-    x_NF = np.stack([*facts.values(), *one_hot], axis=1).astype(float)
+    # The middle against the whole is left out here: brighter lungs are what an opacity is, not a way around it.
+    together = [facts[name] for name in ("mean", "age", "sex", "view", "row of the table")]
+    x_NF = np.stack([*together, *one_hot], axis=1).astype(float)
     x_NF = (x_NF - x_NF.mean(0)) / (x_NF.std(0) + 1e-9)
     fitted = LogisticRegression(C=1.0).fit(x_NF[~test], phantom.labels[~test])
-    assert _strength(phantom.labels[test], fitted.decision_function(x_NF[test])) <= 0.62
+    assert _strength(phantom.labels[test], fitted.decision_function(x_NF[test])) <= 0.60
 
 
 def test_a_small_cnn_learns_it_but_not_fully(phantom: Phantom) -> None:
