@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,3 +275,31 @@ def test_two_processes_score_every_image_once(phantom: Path, tmp_path: Path, fin
     ids = read_csv(RunDirectory(tmp_path / "run").predictions("test")).ids
     assert sorted(ids) == sorted(read_csv(finished.predictions("test")).ids)
     assert len(set(ids)) == len(ids)
+
+
+def test_T416_an_interrupted_scoring_of_the_test_images_stays_in_the_ledger(
+    finished: RunDirectory, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medloom import cli
+    from medloom.workflows import evaluate
+
+    run = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished.root, run.root)
+    with phantom.open() as handle:
+        rows = [r for r in csv.DictReader(handle) if r["split"] == "test"]
+    table = phantom.parent / "only_test.csv"
+    with table.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_logits", interrupted)
+    before = len(run.ledger.read_text().splitlines())
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", str(run.root), "--data", str(table), "--name", "again"])
+    assert caught.value.code == 130
+    assert len(run.ledger.read_text().splitlines()) == before + 1
+    assert not (run.root / "evaluations" / "again").exists()
