@@ -175,6 +175,8 @@ def _write_log(run: RunDirectory, generator: np.random.Generator, epochs: int = 
     events += [{"event": "best", "epoch": 17, "val_auc": 0.995}, {"event": "stop", "reason": "all epochs done"}]
     for event in events:
         append_line(run.log, json.dumps(event))
+    for session in ({"event": "start", "over": False}, {"event": "end", "stopped": "epochs", "peak_memory": 3 << 29}):
+        append_line(run.sessions, json.dumps(session))
 
 
 def _logits(part: Dataset, shift: float, generator: np.random.Generator) -> np.ndarray:

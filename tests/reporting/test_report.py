@@ -201,6 +201,7 @@ PARTS = (
     "split.json",
     "audit.json",
     "log.jsonl",
+    "sessions.jsonl",
     "ledger.jsonl",
     "metrics.json",
     "operating_point.json",
@@ -324,14 +325,57 @@ def test_fluctuation_is_the_deviation_of_changes(page: Page, whole_run: RunDirec
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_a_resumed_run_counts_each_epoch_once(run: RunDirectory) -> None:
-    lines = run.log.read_text().splitlines()
-    again = [line for line in lines if '"epoch": 3' in line or '"epoch": 4' in line]
-    for line in [json.dumps({"event": "resume"}), *again]:
-        append_line(run.log, line)
+def test_resumes_are_counted_from_the_sessions_and_not_those_of_a_run_that_was_over(run: RunDirectory) -> None:
     text = report(run).text
-    assert "20, kept: 17" in text
-    assert "resumed 1 time" in text
+    assert "Interruptions none" in text
+    assert "Most memory 1.50 GiB" in text
+    for over in (False, False, True):
+        append_line(run.sessions, json.dumps({"event": "resume", "over": over}))
+    append_line(run.sessions, json.dumps({"event": "end", "stopped": "epochs", "peak_memory": 5 << 29}))
+    text = report(run).text
+    assert "resumed 2 times" in text
+    assert "Most memory 2.50 GiB" in text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_an_epoch_that_stands_twice_in_the_log_counts_once(run: RunDirectory) -> None:
+    lines = run.log.read_text().splitlines()
+    for line in [line for line in lines if '"epoch": 3' in line or '"epoch": 4' in line]:
+        append_line(run.log, line)
+    assert "20, kept: 17" in report(run).text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_T411_what_a_resume_was_made_to_accept_is_red_and_told(run: RunDirectory) -> None:
+    change = "recipe.train.learning_rate: 0.0001 -> 0.001"
+    line = {"event": "accepted", "code": "T411", "what": [change], "epoch": 7, "time": "x"}
+    append_line(run.ledger, json.dumps(line))
+    page = report(run)
+    assert [a.get("class") for tag, a in page.tags if tag == "li"].count("red") == 2
+    assert "Gate T411 passed by hand" in page.text
+    assert "from epoch 7: learning_rate 0.0001 -> 0.001" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.3, 0.5, "%, and is worse than that."),
+        (0.6, 0.7, "which the interval does not exclude."),
+        (0.7, 0.8, "62.5 %."),
+    ],
+)
+@pytest.mark.usefixtures("unpainted")
+def test_the_head_says_on_which_side_of_the_trivial_answer_the_interval_lies(
+    run: RunDirectory, low: float, high: float, told: str
+) -> None:
+    metrics = json.loads(run.metrics.read_text())
+    entry = metrics["splits"]["test"]["operating_points"][0]["metrics"]["accuracy"]
+    entry.update(value=(low + high) / 2, low=low, high=high)
+    write_json(run.metrics, metrics)
+    raw = write_report(run).read_text(encoding="utf-8")
+    sentence = re.search(r'class="verdict">(.*?)</p>', raw)
+    assert sentence is not None
+    assert sentence[1].endswith(told)
 
 
 @pytest.mark.usefixtures("unpainted")

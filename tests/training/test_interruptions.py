@@ -154,6 +154,11 @@ def test_T411_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) ->
     found, _ = checkpoint.newest(tmp_path / "checkpoint")
     assert found is not None
     assert found.values["changes"] == ["recipe.train.learning_rate: 0.01 -> 0.02"]
+    accepted = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [(a["event"], a["code"], a["what"]) for a in accepted] == [("accepted", "T411", found.values["changes"])]
+    run(tmp_path, changed, resume=True)
+    sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
+    assert [s["over"] for s in sessions if s["event"] == "resume"] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Recorded:
 
     Attributes:
         log: all events of log.jsonl, in order.
+        sessions: starts, resumes and ends of the processes that trained (sessions.jsonl), in order.
         ledger: every scoring of the test split and every override, in order.
         evaluations: name to metrics.json of each external data set (``evaluations/NAME/metrics.json``).
     """
@@ -47,6 +48,7 @@ class Recorded:
     split: dict[str, Any] | None
     audit: dict[str, Any] | None
     log: tuple[dict[str, Any], ...]
+    sessions: tuple[dict[str, Any], ...] | None
     ledger: tuple[dict[str, Any], ...] | None
     metrics: dict[str, Any] | None
     operating_point: dict[str, Any] | None
@@ -83,6 +85,7 @@ def read_run(run: RunDirectory) -> Recorded:
         split=take(run.split, "how the images were split", _mapping),
         audit=take(run.audit, "the audit of the data", _mapping),
         log=take(run.log, "training curves and times", _lines) or (),
+        sessions=take(run.sessions, "interruptions and memory", _lines),
         ledger=take(run.ledger, "how often the test images were scored", _lines),
         metrics=take(run.metrics, "all numbers", _mapping),
         operating_point=take(run.operating_point, "the threshold and when it was fixed", _mapping),

@@ -1,8 +1,8 @@
 """``report.html``: what one run showed, on one page that needs nothing else.
 
 ``write_report`` reads only what lies in the run directory: recipe.yaml, environment.json, records.csv, split.json,
-audit.json, log.jsonl, ledger.jsonl (events ``test scored``, ``accepted``), operating_point.json, metrics.json
-(``evaluation.summary``), predictions_val.csv, predictions_test.csv, pictures.npz and pictures.json (``pictures``),
+audit.json, log.jsonl, sessions.jsonl, ledger.jsonl (events ``test scored``, ``accepted``), operating_point.json,
+metrics.json (``evaluation.summary``), predictions_val.csv, predictions_test.csv, pictures.npz and pictures.json (``pictures``),
 bundle/model.json, and evaluations/NAME/metrics.json of external data. What is absent or damaged is named on the page.
 Equal files give equal bytes: the page holds no date of its own.
 """
@@ -145,8 +145,7 @@ def verdict(found: Recorded) -> dict[str, Any]:
         sentence += f"; {where}, accuracy is {_told(accuracy, 'accuracy', level)}"
         if accuracy.get("baseline") is not None:
             sentence += f", where always giving the commonest answer reaches {number(accuracy['baseline'], 'accuracy')}"
-            if accuracy["low"] is not None and accuracy["low"] <= accuracy["baseline"]:
-                sentence += ", which the interval does not exclude"
+            sentence += _beside(accuracy)
     how = f"Bars: {level} intervals over resampled {content['unit']}s, from 0 to 1. Orange diamond: the trivial answer."
     return {"sentence": sentence + ".", "tiles": tiles, "how": how}
 
@@ -164,6 +163,15 @@ def _told(entry: dict[str, Any], name: str, level: str) -> str:
         return str(entry.get("note") or "not estimable")
     bounds = interval(entry, name)
     return number(entry["value"], name) + (f" ({level} interval {bounds})" if bounds else "")
+
+
+def _beside(entry: dict[str, Any]) -> str:
+    """Where the trivial answer lies outside of what the interval allows, or within it."""
+    if entry.get("low") is None or entry.get("high") is None:
+        return ""
+    if entry["high"] < entry["baseline"]:
+        return ", and is worse than that"
+    return ", which the interval does not exclude" if entry["low"] <= entry["baseline"] else ""
 
 
 def _beaten(found: Recorded) -> bool | None:

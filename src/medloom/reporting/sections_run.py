@@ -19,7 +19,7 @@ _EXAMPLES = 5
 def asked(found: Recorded) -> dict[str, Any]:
     """What the recipe asked for, and what model came of it."""
     return {
-        "facts": asked_of(found.recipe) if found.recipe else [],
+        "facts": [*asked_of(found.recipe), *changed(found)] if found.recipe else [],
         "bundle": _bundle(found.model) if found.model else [],
     }
 
@@ -84,6 +84,26 @@ def accepted(found: Recorded) -> list[str]:
     return sorted(codes)
 
 
+def changed(found: Recorded) -> list[tuple[str, str]]:
+    """What a resume was allowed to change (T411), with the epoch from which it held."""
+    rows = []
+    for line in found.ledger or ():
+        if line.get("code") == "T411" and "accept" in str(line.get("event")):
+            what = line.get("what") or []
+            told = [str(w) for w in (what if isinstance(what, list) else [what])]
+            told = [w.removeprefix("recipe.").removeprefix("train.").replace(": ", " ", 1) for w in told]
+            rows.append(("Changed on resume", f"from epoch {line.get('epoch', '?')}: {'; '.join(told)}"))
+    return list(dict.fromkeys(rows))
+
+
+def interruptions(sessions: Sequence[Mapping[str, Any]] | None) -> str:
+    """How often training was resumed; resumes of a run that was over (only its evaluation was left) do not count."""
+    if sessions is None:
+        return "not recorded"
+    times = sum(line.get("event") == "resume" and not line.get("over") for line in sessions)
+    return f"resumed {plural(times, 'time')}" if times else "none"
+
+
 def scorings(found: Recorded) -> int | None:
     """How often the test split was scored; None where nobody counted."""
     if found.ledger is None:
@@ -109,7 +129,6 @@ def training(found: Recorded) -> dict[str, Any]:
     best = best_epoch(found)
     seconds = [e["seconds"] for e in epochs if e.get("seconds") is not None]
     rate = [e["images_per_second"] for e in epochs if e.get("images_per_second") is not None]
-    events = [str(line.get("event")) for line in found.log]
     facts = [("Epochs", f"{len(epochs)}, kept: {best if best is not None else 'not recorded'}")]
     if seconds:
         facts.append(
@@ -118,9 +137,11 @@ def training(found: Recorded) -> dict[str, Any]:
         facts.append(("All epochs", f"{sum(seconds) / 60:.1f} min"))
     if rate:
         facts.append(("Speed", f"{np.median(rate):.0f} images per second (median)"))
-    facts.append(
-        ("Interruptions", f"resumed {plural(events.count('resume'), 'time')}" if "resume" in events else "none")
-    )
+    facts.append(("Interruptions", interruptions(found.sessions)))
+    for key, term in (("peak_memory", "Most memory"), ("peak_device_memory", "Most device memory")):
+        peaks = [line[key] for line in found.sessions or () if isinstance(line.get(key), int)]
+        if peaks:
+            facts.append((term, f"{max(peaks) / 2**30:.2f} GiB"))
     stop = next((line for line in reversed(found.log) if line.get("event") == "stop"), None)
     if stop is not None and stop.get("reason"):
         facts.append(("Ended by", str(stop["reason"])))

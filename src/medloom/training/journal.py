@@ -2,7 +2,7 @@
 
 ``log.jsonl`` tells the run: it is a function of recipe, data and machine but for its clock fields (``CLOCK_FIELDS``),
 however often the run was interrupted. ``sessions.jsonl`` tells its history: starts, resumes, ends, faults, memory.
-Only the main process of several writes.
+What a resume was made to accept also goes into ``ledger.jsonl``. Only the main process of several writes.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Journal:
             state.changes += changes
             if changes:
                 self.notice(f"goes on with accepted changes: {'; '.join(changes)}")
+                self._note_accepted(state, changes)
                 if state.total < total_steps:
                     state.done = None  # more epochs or more patience than the run that had ended
             if state.done:
@@ -86,7 +87,15 @@ class Journal:
             states.rewrite_log(self._run.log, state.history)
         self._written = len(state.history)
         event = "resume" if found else "start"
-        self.session(event, epoch=state.epoch, step=state.step, changes=state.changes, notices=self.notices)
+        # A resume of a run that is over interrupted nothing: who counts interruptions must be able to tell.
+        self.session(
+            event,
+            epoch=state.epoch,
+            step=state.step,
+            over=bool(state.done),
+            changes=state.changes,
+            notices=self.notices,
+        )
 
     def step(self, state: State, rate: float, numbers: torch.Tensor, weight: float, per_epoch: int, total: int) -> None:
         """Tell the caller, at most ten times a second and at an epoch's end: a GPU waits while its loss is read."""
@@ -180,6 +189,12 @@ class Journal:
             tensors = checkpoint.read_tensors(path, best)
             checkpoint.fill(state.model.state_dict(), tensors, path)
         return path
+
+    def _note_accepted(self, state: State, changes: list[str]) -> None:
+        """Enter in the ledger that a person let the run go on as another one (T411): the report shows it in red."""
+        if self._world.is_main:
+            entry = {"event": "accepted", "code": "T411", "what": changes, "epoch": state.epoch, "time": _now()}
+            files.append_line(self._run.ledger, json.dumps(entry, ensure_ascii=False))
 
     def session(self, event: str, **values: Any) -> None:
         """Append to ``sessions.jsonl``."""
