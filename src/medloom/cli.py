@@ -5,7 +5,10 @@ Heavy imports happen inside the verbs, so that ``medloom --help`` answers at onc
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from medloom.errors import MedloomError, UsageError
+from medloom.errors import DataError, MedloomError, UsageError, check_accept
 
 app = typer.Typer(
     add_completion=False,
@@ -140,13 +143,24 @@ def evaluate(
     ] = None,
     config: Set = None,
     accept: Accept = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to write; needed for a bare bundle. Default RUN/evaluations/NAME."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score an external data set with the threshold that validation chose."""
     from medloom.workflows.evaluate import evaluate as run_evaluate
 
     done = run_evaluate(
-        run, data=data, name=name, relabel=relabel or (), overrides=config or (), accept=accept or (), quiet=as_json
+        run,
+        data=data,
+        name=name,
+        relabel=relabel or (),
+        overrides=config or (),
+        accept=check_accept(accept or ()),
+        out=out,
+        quiet=as_json,
     )
     _finish(done, as_json)
 
@@ -162,17 +176,38 @@ def predict(
     """Answer for image files, without torch."""
     from medloom.workflows.predict import predict as run_predict
 
-    _finish(run_predict(bundle, paths, out=out, threads=threads, quiet=as_json), as_json)
+    done = run_predict(bundle, paths, out=out, threads=threads, quiet=as_json)
+    if done.exit_code:
+        first = next(p for p in done.values["predictions"] if p["error"])
+        problem = f"{done.values['refused']} of {done.values['images']} images refused, the first: {first['problem']}"
+        typer.echo(str(DataError(first["error"], first["id"], problem, "See the column 'error'")), err=True)
+    _finish(done, as_json)
 
 
 def _finish(result: Any, as_json: bool) -> None:
     """Every workflow returns an object with ``as_dict()``, ``text()`` and ``exit_code``."""
-    if as_json:
-        typer.echo(json.dumps(result.as_dict(), ensure_ascii=False, allow_nan=False))
-    elif text := result.text():
-        typer.echo(text)
+    text = json.dumps(result.as_dict(), ensure_ascii=False, allow_nan=False) if as_json else result.text()
+    try:
+        if text:
+            typer.echo(text)
+    except BrokenPipeError:
+        _silence()  # the reader has seen enough, as head does
+    except OSError as problem:
+        _silence()
+        from medloom.errors import ResourceError
+
+        code = "T404" if problem.errno == errno.ENOSPC else "T405"
+        said = problem.strerror or str(problem)
+        raise ResourceError(code, "standard output", f"not written: {said}", "Send it elsewhere") from problem
     if result.exit_code:
-        raise typer.Exit(result.exit_code)
+        # Not typer.Exit: the 130 of a run that was stopped and saved is not that of an abort (main).
+        sys.exit(result.exit_code)
+
+
+def _silence() -> None:
+    """Let what is still unwritten go, or the interpreter would complain of it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -182,6 +217,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = [a for a in arguments if a != "--debug"] or ["--help"]
     try:
         code = app(arguments, standalone_mode=False, prog_name="medloom")
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except MedloomError as problem:
         _fail(problem, debug, as_json)
@@ -218,7 +255,8 @@ def _fail(problem: MedloomError, debug: bool, as_json: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     if as_json:
-        typer.echo(json.dumps(problem.as_dict(), ensure_ascii=False))
+        with contextlib.suppress(OSError):
+            typer.echo(json.dumps(problem.as_dict(), ensure_ascii=False))
     typer.echo(str(problem), err=True)
     sys.exit(problem.exit_code)
 

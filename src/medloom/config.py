@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medloom.errors import UsageError
+from medloom.errors import UsageError, check_accept, plain_words
 from medloom.files import sha256_json
 
 
@@ -66,9 +66,8 @@ class DataConfig(_Part):
     test_fraction: Fraction = 0.0
     min_val_per_class: Annotated[int, Field(ge=1)] = 50
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    accept: tuple[str, ...] = Field(
-        default=(), description="codes of gates that may be passed; each stands in the report"
-    )
+    accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")
+    _gates = field_validator("accept")(check_accept)
 
 
 class PreprocessConfig(_Part):
@@ -225,9 +224,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as problem:
-        raise UsageError(
-            "U201", path, f"recipe not readable ({problem.strerror})", "Give a .yaml from recipes/"
-        ) from None
+        raise UsageError("U201", path, f"not readable ({problem.strerror})", "Give a .yaml from recipes/") from None
     except UnicodeDecodeError:
         raise UsageError("U202", path, "recipe is not UTF-8 text", "Save it as UTF-8 YAML") from None
     try:
@@ -263,22 +260,24 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(place: str, problem: ValidationError) -> UsageError:
     first = problem.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    part, location = Recipe.model_fields, []
+    for name in map(str, first["loc"]):
+        location.append(name)
+        if name not in part:
+            break
+        inner = part[name].default
+        if not isinstance(inner, BaseModel):
+            break  # what follows names a member of a union, in pydantic's words
+        part = type(inner).model_fields
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        part: type[BaseModel] = Recipe
-        for name in location[:-1]:
-            part = type(part.model_fields[name].default)
-        near = difflib.get_close_matches(location[-1], list(part.model_fields), n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(part.model_fields)}"
-        return UsageError("U203", f"{place} {key}", "unknown key", hint.rstrip("?"))
-    more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
-    return UsageError(
-        "U204",
-        f"{place} {key}",
-        f"{first['msg']}, got {first['input']!r}{more}",
-        "Correct the value; see docs/recipes.md",
-    )
+        near = difflib.get_close_matches(location[-1], list(part), n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(part)}"
+        return UsageError("U203", f"{place} {key}", "unknown key", hint)
+    same = [e["msg"] for e in problem.errors() if e["loc"][: len(location)] == first["loc"][: len(location)]]
+    more = f" (and {problem.error_count() - len(same)} more)" if problem.error_count() > len(same) else ""
+    said = f"{plain_words(same)}, got {first['input']!r}{more}"
+    return UsageError("U204", f"{place} {key}", said, "Correct the value; see docs/recipes.md")
 
 
 def _tuples(value: Any) -> Any:

@@ -5,6 +5,15 @@ The code is stable and documented in docs/errors.md; the class decides the exit 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
+# What --accept may name: the audit's refusals (of files: to train without them), D124, and a changed recipe (T411).
+GATES = (
+    *("D101", "D102", "D103", "D105", "D106", "D107", "D109", "D110", "D111", "D112", "D114", "D115"),
+    *("D117", "D118", "D119", "D120", "D121", "D124", "T411"),
+)
+
 
 class MedloomError(Exception):
     """A refusal that a person can act on.
@@ -23,10 +32,11 @@ class MedloomError(Exception):
         self.place = _one_line(str(place))
         self.problem = _one_line(problem).rstrip(".")
         self.remedy = _one_line(remedy).rstrip(".")
+        self._end = "" if self.remedy.endswith("?") else "."
         super().__init__(code, self.place, self.problem, self.remedy)
 
     def __str__(self) -> str:
-        return f"error[{self.code}] {self.place}: {self.problem}. {self.remedy}."
+        return f"error[{self.code}] {self.place}: {self.problem}. {self.remedy}{self._end}"
 
     def as_dict(self) -> dict[str, object]:
         """The same content for ``--json``."""
@@ -73,6 +83,26 @@ class ResourceError(MedloomError):
     """Disk, memory or a worker process gave out (exit 7)."""
 
     exit_code = 7
+
+
+def check_accept(codes: Sequence[str]) -> tuple[str, ...]:
+    """The codes, if each is of a gate that can be passed.
+
+    Raises:
+        UsageError: U204 with the codes that can.
+    """
+    if unknown := [code for code in codes if code not in GATES]:
+        raise UsageError("U204", "accept", f"{unknown[0]} is no gate", f"Gates that can be passed: {', '.join(GATES)}")
+    return tuple(codes)
+
+
+def plain_words(messages: Sequence[str]) -> str:
+    """What pydantic says of one value, without the names of its types: ``should be a valid integer or a list``."""
+    start = "Input should be "
+    told = [re.sub(r"a valid dictionary or instance of \w+", "a section with keys", m) for m in messages]
+    told = [m.replace("a valid dictionary", "a mapping").replace("a valid tuple", "a list") for m in told]
+    unique = list(dict.fromkeys(told))
+    return " or ".join(unique[:1] + [m.removeprefix(start) for m in unique[1:]])
 
 
 def _one_line(text: str) -> str:

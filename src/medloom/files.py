@@ -82,6 +82,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and all above it, or find it there; ResourceError T404 or T405 where that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise _resource_error(path, problem) from problem
+    return path
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either the old content or all of the new one."""
     with atomic_path(path) as temp:
@@ -215,12 +225,20 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
     The lock is the kernel's, so it vanishes with its holder, whatever killed it: a lock file that is left behind
     after a crash or a reboot blocks nobody.
 
+    A directory that was made here and holds nothing else at the end, as after a refusal, goes again.
+
     Raises:
         UsageError: T412, another process holds it.
+        ResourceError: T405, the directory cannot be made or written.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
+    made = not run.root.exists()
+    make_folder(run.root)
     path = run.root / ".lock"
-    with path.open("a+") as handle:
+    try:
+        handle = path.open("a+")
+    except OSError as problem:
+        raise _resource_error(path, problem) from problem
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
@@ -234,7 +252,13 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if made and list(run.root.iterdir()) == [path]:
+                    path.unlink()
+                    run.root.rmdir()
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -267,7 +291,10 @@ def _is_alive(pid: int) -> bool:
 
 def _resource_error(path: Path, problem: OSError) -> ResourceError:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError("T404", path, f"not written: {problem.strerror}", "Free space there, then --resume")
-    return ResourceError(
-        "T405", path, f"not written: {problem.strerror or problem}", "Make the directory writable, then --resume"
+        return ResourceError("T404", path, f"not written: {problem.strerror}", "Free space there, then run it again")
+    remedies = dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "Something else has that name: choose another path, or move it"
     )
+    remedies[errno.ENOENT] = "Create the folder that it goes into"
+    remedy = remedies.get(problem.errno or 0, "Make the directory writable, or choose another")
+    return ResourceError("T405", path, f"not written: {problem.strerror or problem}", remedy)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medloom.errors import DataError
+from medloom.errors import DataError, ModelError
 from medloom.files import sha256_json, write_text
 
 SPLITS = ("train", "val", "test")
@@ -138,10 +138,17 @@ def read_csv(path: str | Path, root: str | Path) -> Dataset:
     """Read a table that ``Dataset.write_csv`` wrote.
 
     Raises:
-        DataError: D116 when it is not such a table.
+        DataError: D116 when it is not such a table. ModelError: C502 when it is not there.
     """
     path = Path(path)
-    text = path.read_bytes().decode("utf-8")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as problem:
+        raise ModelError(
+            "C502", path, f"not readable ({problem.strerror})", "Restore the run from a backup, or train anew"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError("D116", path, "not UTF-8 text", "Point at the records.csv of a run") from None
     first, _, body = text.partition("\n")
     mark = "# medloom records 1 "
     if not first.startswith(mark):

@@ -55,7 +55,7 @@ def write_checkpoint(directory: Path, step: int, values: dict[str, Any], tensors
         ResourceError: T404 or T405; the checkpoints before are untouched.
     """
     if broken := not_finite(tensors):
-        raise ModelError("C508", directory, f"'{broken[0]}' holds NaN or infinity", "Resume from the last checkpoint")
+        raise ModelError("C508", directory, f"'{broken[0]}' holds NaN or infinity", "Lower train.learning_rate")
     data = _pack(tensors)
     name = f"{step:08d}.safetensors"
     files.write_bytes(directory / name, data)

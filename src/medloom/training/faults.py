@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from medloom.errors import GateError, ResourceError, UsageError
 from medloom.training.batches import Batch, Examples
+from medloom.training.checkpoint import not_finite
 
 if TYPE_CHECKING:
     from medloom.config import Recipe
     from medloom.training.journal import Journal
+    from medloom.training.state import State
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class StepReport:
     rows: np.ndarray
     numbers: Tensor
 
-    def check(self, journal: Journal) -> bool:
+    def check(self, journal: Journal, directory: Path) -> bool:
         """Wait for the numbers; whether some process was asked to stop.
 
         Raises:
-            GateError: T406, loss or gradient is NaN or infinite. The weights on disk are from before.
+            GateError: T406, loss or gradient is NaN or infinite. The weights in ``directory``, if any, are from before.
         """
         loss, _, stop, norm = self.numbers.tolist()
         if np.isfinite(loss) and np.isfinite(norm):
@@ -53,8 +56,32 @@ class StepReport:
             "T406",
             f"epoch {self.epoch} step {self.step + 1}",
             f"{what} is not finite at learning rate {self.rate:.3g} on the images {shown}",
-            "The last good checkpoint is kept; look at these images, or lower train.learning_rate",
+            f"{_kept(directory)}ook at these images, or lower train.learning_rate",
         )
+
+
+def check_state(state: State, rate: float, journal: Journal, directory: Path) -> None:
+    """Look at weights and running statistics, which can overflow while loss and gradient are still finite.
+
+    Raises:
+        GateError: T406, before any of it is written.
+    """
+    nets = [state.model] + ([] if state.average is None else [state.average])
+    broken = [name for net in nets for name in not_finite(net.state_dict())]
+    if not broken:
+        return
+    what = {"what": "state", "tensors": broken[:4]}
+    journal.session("not_finite", epoch=state.epoch, step=state.step, learning_rate=rate, **what)
+    raise GateError(
+        "T406",
+        f"epoch {state.epoch} step {state.step}",
+        f"'{broken[0]}' holds NaN or infinity at learning rate {rate:.3g}",
+        f"{_kept(directory)}ower train.learning_rate",
+    )
+
+
+def _kept(directory: Path) -> str:
+    return "The last good checkpoint is kept; l" if any(directory.glob("[0-9]*.json")) else "Nothing was saved yet; l"
 
 
 @contextlib.contextmanager

@@ -89,6 +89,7 @@ class _Run:
     net: nn.Module
     world: World
     journal: Journal
+    checkpoint: Path
     stop: StopRequests
     monitor: str
     steps_per_epoch: int
@@ -128,7 +129,7 @@ def fit(
         DataError: D115 no training images.
         UsageError: T411 not the run that was saved; T414 a run is here and ``resume`` is not set; T415 batch of one.
         ModelError: T414 no checkpoint is good; C505 they are of another model.
-        GateError: T406 loss or gradient is not finite.
+        GateError: T406 loss, gradient or weights are not finite.
         ResourceError: T404, T405 not saved; T407 out of memory; T408 images not readable.
     """
     config = recipe.train
@@ -162,6 +163,7 @@ def fit(
             net=replicate(model, device, world),
             world=world,
             journal=journal,
+            checkpoint=run.checkpoint,
             stop=stop,
             monitor=monitor_of(config.monitor, val, journal.notice),
             steps_per_epoch=steps_per_epoch,
@@ -196,7 +198,7 @@ def _train_epoch(this: _Run, state: State) -> bool:
             unread.append(faults.StepReport(state.epoch, step, rate, train, steps[step], numbers))
             halt = False
             while len(unread) > delay:
-                halt |= unread.pop(0).check(this.journal)
+                halt |= unread.pop(0).check(this.journal, this.checkpoint)
             state.optimizer.step()
             update_average(state, config.ema_decay)
             state.sums += numbers[:2]
@@ -207,12 +209,13 @@ def _train_epoch(this: _Run, state: State) -> bool:
             due = config.save_steps is not None and state.total % config.save_steps == 0 and step + 1 < len(steps)
             if halt or due:
                 while unread:
-                    unread.pop(0).check(this.journal)
+                    unread.pop(0).check(this.journal, this.checkpoint)
+                faults.check_state(state, rate, this.journal, this.checkpoint)
                 this.journal.save(state)
             if halt:
                 return False
     while unread:
-        unread.pop(0).check(this.journal)
+        unread.pop(0).check(this.journal, this.checkpoint)
     return True
 
 
@@ -250,6 +253,8 @@ def _finish_epoch(this: _Run, state: State) -> bool:
     scores: dict[str, float | None] = {}
     started = time.perf_counter()
     share_buffers(state.judged, this.world)
+    rate = learning_rate(state.total - 1, this.steps_per_epoch, this.total_steps, this.recipe.train)
+    faults.check_state(state, rate, this.journal, this.checkpoint)
     if this.val is not None:
         # fp32, as the final evaluation: the AUC that chose the epoch can be recomputed from its weights.
         try:
@@ -267,7 +272,6 @@ def _finish_epoch(this: _Run, state: State) -> bool:
             this.journal.save(state)
             return False
         scores = validation_scores(logits_NK, this.val, this.loss)
-    rate = learning_rate(state.total - 1, this.steps_per_epoch, this.total_steps, this.recipe.train)
     line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started)
     if improves(line, state.best, this.monitor):
         this.journal.keep_best(state, this.monitor, line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medloom.config import DataConfig, load_recipe
-from medloom.files import write_json
+from medloom.files import make_folder, write_json
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress
 
@@ -66,7 +66,7 @@ def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path) -> Path
     """Write audit.json and audit.html into ``out``; returns the page."""
     from medloom.reporting.audit_page import write_audit_page
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(out / "audit.json", found.as_dict())
     page = out / "audit.html"
     write_audit_page(found.as_dict(), samples(scan, config), page)

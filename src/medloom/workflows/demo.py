@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from medloom.errors import UsageError
+from medloom.files import make_folder, write_text
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.train import TrainedRun, train
 
@@ -48,15 +49,16 @@ def demo(out: str | Path = "runs/demo", *, quiet: bool = False) -> TrainedRun:
 
     Raises:
         UsageError: U212, ``out`` holds something that no demo wrote.
+        ResourceError: T405, ``out`` is no folder or not writable.
     """
     out = Path(out)
     mark = out / "demo.txt"
-    if out.exists() and any(out.iterdir()):
+    if any(make_folder(out).iterdir()):
         if not mark.exists():
             raise UsageError("U212", out, "the directory is not empty and holds no demo", "Choose another with --out")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text("Written by medloom demo, which may replace this whole folder.\n")
+        make_folder(out)
+    write_text(mark, "Written by medloom demo, which may replace this whole folder.\n")
     write_phantom_folder(out / "phantom", patients=PATIENTS, size=SIZE, seed=0)
     return train(DEMO_RECIPE, data=out / "phantom" / "table.csv", out=out, quiet=quiet)
 

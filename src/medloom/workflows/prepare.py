@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import numpy as np
 
 from medloom.config import Recipe
 from medloom.data.records import Dataset, read_csv
-from medloom.errors import DataError, UsageError
+from medloom.errors import DataError, GateError, UsageError
+from medloom.evaluation.operating_point import GATE
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.audit import examine, write_audit
 from medloom.workflows.progress import Progress
@@ -38,6 +40,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
+        GateError: D124, too few validation images to choose a threshold on.
         UsageError: T411, on resume, when the data are not those of the run.
     """
     from medloom.data.audit import gate
@@ -52,6 +55,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     for name in ("train", "val"):
         if not any(r.split == name for r in split.dataset.records):
             raise DataError("D115", f"split {name}", "there are no images in it", "Set data.val_fraction above 0")
+    check_validation(split.dataset, recipe.data.accept, resume=resume)
     if resume:
         before = read_csv(run.records, path)
         if before.hash() != split.dataset.hash():
@@ -61,6 +65,28 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
         write_json(run.split, split.as_dict())
     with Progress("decoding", quiet=quiet) as step:
         return load_pixels(recipe, run, split.dataset, progress=step)
+
+
+def check_validation(dataset: Dataset, accept: Sequence[str], *, resume: bool) -> None:
+    """Refuse before training what ``evaluation.operating_point.gate`` would refuse after it, where labels exclude.
+
+    Raises:
+        GateError: D124, each class has too few validation images, or too few of the others, for a threshold.
+    """
+    labels = [r.labels[0] for r in dataset.records if r.split == "val"] if not dataset.multi_label else []
+    if not labels or "D124" in accept:
+        return
+    asked = (1,) if len(dataset.classes) == 2 else tuple(range(len(dataset.classes)))
+    counts = [(labels.count(k), len(labels) - labels.count(k)) for k in asked]
+    if all(min(pair) < GATE for pair in counts):
+        raise GateError(
+            "D124",
+            "split val",
+            f"{counts[0][0]} images of '{dataset.classes[asked[0]]}' and {counts[0][1]} others are too few to choose a "
+            f"threshold on ({GATE} of each)",
+            "Give validation more patients (data.val_fraction), or go on all the same: "
+            f"{'--resume ' if resume else ''}--accept D124",
+        )
 
 
 def load_pixels(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> Prepared:

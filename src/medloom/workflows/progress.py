@@ -21,6 +21,8 @@ class Progress:
         self.printed = 0
 
     def __enter__(self) -> Progress:
+        if not self.live:
+            self.line(self.title)  # in a log the first figures come late
         return self
 
     def __exit__(self, *_: object) -> None:

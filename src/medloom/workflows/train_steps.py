@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from medloom.config import Recipe, difference, load_recipe
 from medloom.data.augment import backend
 from medloom.data.cache import DevicePixels, to_device
+from medloom.data.preprocess import Preprocess
 from medloom.data.records import Dataset, read_csv
 from medloom.data.sampling import class_weights
 from medloom.deployment.export import export_bundle
@@ -21,9 +23,9 @@ from medloom.errors import UsageError
 from medloom.evaluation.operating_point import thresholds
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import task
-from medloom.files import RunDirectory, write_json, write_text
+from medloom.files import RunDirectory, make_folder, write_json, write_text
 from medloom.models.registry import create_model
-from medloom.models.weights import load_weights
+from medloom.models.weights import load_weights, read_safetensors
 from medloom.reporting.pictures import write_pictures
 from medloom.reporting.report import write_report
 from medloom.training.batches import Examples
@@ -41,16 +43,18 @@ from medloom.workflows.train import TrainedRun
 
 EVALUATION_BATCH = 64
 PARITY_IMAGES = 64
+_FREE = ("data.accept:", "data.path:", "notes:")  # may change on resume: the hash of the data guards what they are
 
 
 def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet: bool) -> TrainedRun:
     """The main process: everything that is written is written here."""
     started = time.monotonic()
     device = device_of(recipe)
+    check_model(recipe)
     if resume:
         _check_recipe(recipe, run)
     else:
-        run.root.mkdir(parents=True, exist_ok=True)
+        make_folder(run.root)
     prepared = prepare(recipe, run, resume=resume, quiet=quiet)
     model = build(recipe, prepared)
     if not resume:
@@ -121,6 +125,23 @@ def architecture_of(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "image_size": list(prepared.preprocess.size),
         **recipe.model.options,
     }
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse before the data are read what does not depend on them: the model's name, options and weights.
+
+    Raises:
+        UsageError: U206, U207, U208, U209. ModelError: C501, C502, C511, C512.
+    """
+    if recipe.model.weights is not None:
+        at = Path(recipe.model.weights)
+        read_safetensors(at / "model.safetensors" if at.is_dir() else at)
+    draft = Preprocess.from_config(recipe.preprocess)
+    # A network that cannot be made without memory is judged when it is built.
+    with contextlib.suppress(RuntimeError), torch.device("meta"):
+        create_model(
+            recipe.model.name, num_classes=2, in_chans=draft.in_chans, image_size=draft.size, **recipe.model.options
+        )
 
 
 def decide(table: Predictions, decision: dict[str, Any]) -> np.ndarray:
@@ -260,10 +281,11 @@ def _bundle(
 def _check_recipe(recipe: Recipe, run: RunDirectory) -> None:
     """Refuse to resume under another recipe (T411), whatever the difference."""
     before = load_recipe(run.recipe)
-    changed = [line for line in difference(before, recipe) if not line.startswith(("data.accept", "notes"))]
+    changed = [line for line in difference(before, recipe) if not line.startswith(_FREE)]
     if changed and "T411" not in recipe.data.accept:
         shown = "; ".join(changed[:5])
-        raise UsageError("T411", run.recipe, f"the recipe changed: {shown}", "Undo it, or name another --out")
+        remedy = "Undo it, name another --out, or go on as changed with --accept T411"
+        raise UsageError("T411", run.recipe, f"the recipe changed: {shown}", remedy)
 
 
 def device_of(recipe: Recipe) -> torch.device:
