@@ -157,6 +157,63 @@ def test_H10_an_external_evaluation_is_shown_and_the_runs_own_test_images_are_no
     text = report(run).text
     assert "NOT EXTERNALLY VALIDATED" not in text
     assert "Evaluated on 1 external data set: nih" in text
+    write_json(place / "metrics.json", {**metrics, "evaluation": {"seen_images": 9, "accepted": ["D117"]}})
+    page = report(run)
+    assert "NOT EXTERNALLY VALIDATED" in page.text
+    assert "9 are images that it learnt from" in page.text
+    assert "Evaluation nih: gate D117 passed by hand: 9 images of training or validation" in page.text
+    assert [a.get("class") for tag, a in page.tags if tag == "li"].count("red") == 2
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_another_data_set_stands_beside_with_what_the_threshold_gives_there(run: RunDirectory) -> None:
+    assert "No other data set was evaluated" in report(run).text
+    metrics = json.loads(run.metrics.read_text())
+    point = metrics["splits"]["test"]["operating_points"][0]
+    place = run.root / "evaluations" / "nih"
+    place.mkdir(parents=True)
+    write_json(place / "metrics.json", metrics)
+    raw = write_report(run).read_text(encoding="utf-8")
+    page = Page(raw)
+    recorded = dict(page.numbers)
+    for name in ("sensitivity", "specificity"):
+        entry = point["metrics"][name]
+        path = f"evaluations/nih: splits.test.operating_points[0].metrics.{name}"
+        assert recorded[f"metrics.json: {path} = {entry['value']!r}"] == entry["value"]
+        assert f"{100 * entry['low']:.1f}–{100 * entry['high']:.1f}" in page.text
+    row = page.text[page.text.index("data set images patients") :]
+    assert f"{point['class']} {point['positives']} {point['negatives']}" in row[:300]
+    assert raw.index("Later evaluations") < raw.index('<h2 id="calibration"')
+    point.update(metrics=None, threshold=None, reason="too few positives")
+    write_json(place / "metrics.json", metrics)
+    assert "too few positives" in report(run).text
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_what_was_asked_names_every_setting_that_is_on(run: RunDirectory) -> None:
+    from medloom.config import load_recipe
+
+    assert "20 epochs, batch 32" in report(run).text
+    train = {
+        "max_steps": 20,
+        "warmup_epochs": 2,
+        "ema_decay": 0.99,
+        "patience": 5,
+        "clip_norm": 3,
+        "label_smoothing": 0.1,
+    }
+    run.recipe.write_text(load_recipe({"train": train, "evaluation": {"flip_average": True}}).as_yaml())
+    text = report(run).text
+    for told in (
+        "20 steps (at most 20 epochs)",
+        "warm-up over 2 epochs",
+        "EMA of the weights 0.99",
+        "patience 5 epochs",
+        "clipped at norm 3",
+        "label smoothing 0.1",
+        "mean over an image and its mirror",
+    ):
+        assert told in text
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -361,7 +418,7 @@ def test_T411_what_a_resume_was_made_to_accept_is_red_and_told(run: RunDirectory
     [
         (0.3, 0.5, "%, and is worse than that."),
         (0.6, 0.7, "which the interval does not exclude."),
-        (0.7, 0.8, "62.5 %."),
+        (0.7, 0.8, "reaches 62.5\u202f%."),
     ],
 )
 @pytest.mark.usefixtures("unpainted")

@@ -2,8 +2,8 @@
 
 ``write_report`` reads only what lies in the run directory: recipe.yaml, environment.json, records.csv, split.json,
 audit.json, log.jsonl, sessions.jsonl, ledger.jsonl (events ``test scored``, ``accepted``), operating_point.json,
-metrics.json (``evaluation.summary``), predictions_val.csv, predictions_test.csv, pictures.npz and pictures.json (``pictures``),
-bundle/model.json, and evaluations/NAME/metrics.json of external data. What is absent or damaged is named on the page.
+metrics.json (``evaluation.summary``), predictions_val.csv, predictions_test.csv, pictures.npz and pictures.json
+(``pictures``), bundle/model.json, and evaluations/NAME/metrics.json of other data. What is absent or damaged is named.
 Equal files give equal bytes: the page holds no date of its own.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medloom.files import RunDirectory, write_text
-from medloom.reporting import sections_context, sections_evidence, sections_run
+from medloom.reporting import sections_context, sections_elsewhere, sections_evidence, sections_run
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.recorded import Recorded, read_run
 from medloom.reporting.sections_evidence import split_of
@@ -25,6 +25,7 @@ SECTIONS = {
     "training": "Training",
     "discrimination": "Discrimination on test",
     "decisions": "Decisions at the threshold",
+    "elsewhere": "Other data sets, same threshold",
     "calibration": "Calibration",
     "subgroups": "Subgroups",
     "pictures": "Examples, wrong and right",
@@ -68,6 +69,7 @@ def report_html(found: Recorded) -> str:
         curves=sections_evidence.curves(found),
         metrics=sections_evidence.metrics(found),
         decisions=sections_evidence.decisions(found),
+        elsewhere=sections_elsewhere.elsewhere(found),
         calibration=sections_evidence.calibration(found),
         subgroups=sections_context.subgroups(found),
         pictures=sections_context.pictures(found),
@@ -83,6 +85,7 @@ def flags(found: Recorded) -> list[dict[str, str]]:
     for code in sections_run.accepted(found):
         titles = [f["title"] for f in (found.audit or {}).get("findings") or [] if f.get("code") == code]
         out.append({"text": f"Gate {code} passed by hand{': ' + titles[0] if titles else ''}", "tone": "red"})
+    out += [{"text": text, "tone": "red"} for text in sections_run.overridden(found)]
     if _beaten(found) is False:
         out.append({"text": "Not shown to be better than the trivial answer", "tone": "red"})
     outside = sections_run.external(found)

@@ -116,9 +116,25 @@ def own_test_images(evaluation: Mapping[str, Any]) -> int:
     return int((evaluation.get("evaluation") or {}).get("own_test_images") or 0)
 
 
+def seen_images(evaluation: Mapping[str, Any]) -> int:
+    """How many images of a later evaluation the run had learnt from: with any, it is not external."""
+    return int((evaluation.get("evaluation") or {}).get("seen_images") or 0)
+
+
 def external(found: Recorded) -> list[str]:
     """Names of the evaluations on images that the run had never seen."""
-    return [name for name, content in found.evaluations.items() if not own_test_images(content)]
+    return [name for name, c in found.evaluations.items() if not own_test_images(c) and not seen_images(c)]
+
+
+def overridden(found: Recorded) -> list[str]:
+    """A sentence for each gate that a person let pass in a later evaluation."""
+    out = []
+    for name, content in found.evaluations.items():
+        for code in (content.get("evaluation") or {}).get("accepted") or []:
+            seen = seen_images(content) if code == "D117" else 0
+            why = f": {plural(seen, 'image')} of training or validation" if seen else ""
+            out.append(f"Evaluation {name}: gate {code} passed by hand{why}")
+    return out
 
 
 def training(found: Recorded) -> dict[str, Any]:
@@ -179,26 +195,12 @@ def fluctuation(epochs: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def machine(found: Recorded) -> dict[str, Any]:
-    """Machine and versions, the ledger, external evaluations, and what is missing."""
+    """Machine and versions, the ledger, and what is missing."""
     columns = list(dict.fromkeys(key for line in found.ledger or () for key in line))[:7]
-    evaluations = []
-    for name, content in found.evaluations.items():
-        split = (content.get("splits") or {}).get("test") or {}
-        path = f"evaluations/{name}: splits.test.metrics.auc"
-        own = own_test_images(content)
-        evaluations.append(
-            {
-                "name": f"{name} ({grouped(own)} are this run's own test images)" if own else name,
-                "n": split.get("n"),
-                "entry": (split.get("metrics") or {}).get("auc"),
-                "path": path,
-            }
-        )
     return {
         "facts": flat(found.environment) if found.environment else [],
         "ledger": None if found.ledger is None else [[_cell(line.get(c)) for c in columns] for line in found.ledger],
         "ledger_columns": columns,
-        "external": evaluations,
         "missing": found.missing,
     }
 

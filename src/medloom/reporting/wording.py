@@ -79,10 +79,10 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         ("Imbalance", _imbalance(imbalance)),
         (
             "Training",
-            f"{train.get('epochs')} epochs, batch {train.get('batch_size')}"
+            f"{_length(train)}, batch {train.get('batch_size')}"
             f"{' × ' + str(train.get('accumulate')) if train.get('accumulate', 1) != 1 else ''}, "
             f"{train.get('optimizer')} at {brief(train.get('learning_rate'))}, {train.get('schedule')} schedule, "
-            f"weight decay {brief(train.get('weight_decay'))}, seed {train.get('seed')}",
+            f"weight decay {brief(train.get('weight_decay'))}{_training_options(train)}, seed {train.get('seed')}",
         ),
         (
             "Kept epoch",
@@ -91,12 +91,34 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Evaluation",
             f"threshold from validation: {RULES.get(str(evaluation.get('threshold')), evaluation.get('threshold'))}; "
-            f"calibration: {evaluation.get('calibration')}; {evaluation.get('resamples')} resamples of patients",
+            f"calibration: {evaluation.get('calibration')}; {evaluation.get('resamples')} resamples of patients"
+            f"{'; mean over an image and its mirror' if evaluation.get('flip_average') else ''}",
         ),
     ]
     if data.get("accept"):
         rows.append(("Accepted", ", ".join(data["accept"])))
     return rows
+
+
+def _length(train: dict[str, Any]) -> str:
+    """What ends the run: a number of steps, where one is set, ends it before the epochs do."""
+    steps = train.get("max_steps")
+    epochs = f"{train.get('epochs')} epochs"
+    return f"{plural(steps, 'step')} (at most {epochs})" if steps else epochs
+
+
+def _training_options(train: dict[str, Any]) -> str:
+    words = {
+        "warmup_epochs": "warm-up over {} epochs",
+        "layer_decay": "layer decay {}",
+        "label_smoothing": "label smoothing {}",
+        "clip_norm": "gradients clipped at norm {}",
+        "ema_decay": "EMA of the weights {}",
+        "patience": "patience {} epochs",
+    }
+    neutral = {"layer_decay": (1, None)}
+    told = [w.format(brief(train[k])) for k, w in words.items() if train.get(k) not in neutral.get(k, (0, None))]
+    return "".join(f", {text}" for text in told)
 
 
 def _options(name: str, model: dict[str, Any]) -> str:
