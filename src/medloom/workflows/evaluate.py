@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from medloom.workflows.progress import Progress, number
 from medloom.workflows.score import now, open_test, predictions_of
 
 BLOCK = 256
+AT_THRESHOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def evaluate(
@@ -37,17 +41,22 @@ def evaluate(
     more scoring of the test split and stands in the ledger.
 
     Args:
+        name: letters, digits, ``._-``; without one, the data set's, with other characters replaced.
         relabel: ``THEIRS=OURS`` class names; images whose label is not named are left out, with a count.
 
     Raises:
-        UsageError: U218 malformed ``relabel``, U216 no place to write.
-        DataError: D116 labels that the model does not know, D117 training images among them.
+        UsageError: U218 malformed ``relabel``, U216 no place to write, U219 ``name``, U212 the name is taken.
+        DataError: D116 labels that the model does not know or that the data do not hold, D117 training images among
+            them.
     """
     from medloom.data.scan import scan
     from medloom.data.sources import open_dataset
     from medloom.deployment.bundle import load
     from medloom.evaluation.summary import summarise
 
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError("U219", name, "not a name for an evaluation", "Use letters, digits, '.', '_' and '-'")
+    renames = _renames(relabel)
     bundle = load(run)
     home = RunDirectory(Path(run))
     is_run = home.recipe.exists()
@@ -55,10 +64,18 @@ def evaluate(
         raise UsageError("U216", run, "a bare bundle has no run directory to write into", "Give a run directory")
     recipe = load_recipe(home.recipe) if is_run else load_recipe({})
     keys = [o if o.startswith("data.") else f"data.{o}" for o in overrides]
-    config = load_recipe({"data": {"classes": list(bundle.classes), "rename": _renames(relabel)}}, keys).data
+    config = load_recipe({"data": {"classes": list(bundle.classes), "rename": renames}}, keys).data
     config = config.model_copy(update={"accept": tuple(sorted({*config.accept, *accept}))})
+    _refuse_unknown_labels(data, config, renames)
+    listed = open_dataset(data, config)
+    if renames and listed.records[0].path.endswith(".npz"):
+        raise UsageError("U218", data, "labels of an npz file are numbers, which --map does not rename", "Leave it out")
+    label = name or _as_name(listed.name)
+    place = Path(out) if out is not None else home.root / "evaluations" / label
+    if (place / "metrics.json").exists():
+        raise UsageError("U212", place, "an evaluation is already there", "Name another with --name")
     with Progress("reading images", quiet=quiet) as step:
-        scanned = scan(open_dataset(data, config), config, progress=step)
+        scanned = scan(listed, config, progress=step)
     dataset = scanned.dataset
     if tuple(dataset.classes) != tuple(bundle.classes):
         raise DataError(
@@ -82,7 +99,6 @@ def evaluate(
         config=recipe.evaluation,
         seed=recipe.train.seed,
     )
-    label = name or dataset.name
     metrics["evaluation"] = {
         "name": label,
         "time": now(),
@@ -91,9 +107,9 @@ def evaluate(
         "excluded": [[e.id, e.code] for e in scanned.excluded],
         "notices": list(dataset.notices),
         "own_test_images": own_test,
+        "seen_images": seen,
         "accepted": list(config.accept),
     }
-    place = Path(out) if out is not None else home.root / "evaluations" / label
     place.mkdir(parents=True, exist_ok=True)
     table.write_csv(place / "predictions.csv")
     write_json(place / "metrics.json", metrics)
@@ -109,12 +125,40 @@ def _renames(relabel: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for item in relabel:
         theirs, equals, ours = item.partition("=")
-        if not equals or not theirs:
+        if not equals or not theirs or "=" in ours:
             raise UsageError("U218", item, "not a pair of class names", "Write --map THEIRS=OURS")
         pairs[theirs] = ours
     if pairs:
         pairs.setdefault("*", "")
     return pairs
+
+
+def _as_name(text: str) -> str:
+    """The name of a data set as one that a folder and ``--name`` take."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".-") or "data"
+
+
+def _refuse_unknown_labels(data: str | Path, config: DataConfig, renames: dict[str, str]) -> None:
+    """A misspelt THEIRS would leave its images out without a word (D116)."""
+    from medloom.data.labels import NO_FINDING, tidy
+    from medloom.data.sources import open_dataset
+
+    if not renames:
+        return
+    # Renaming drops the source's own words, so the list is made once more without it; nothing is decoded for that.
+    # Several labels a row, unsure ones left out: the most lenient reading, for the names alone.
+    lenient: dict[str, Any] = {"rename": {}, "classes": None, "multi_label": True, "uncertain": "drop"}
+    try:
+        found = open_dataset(data, config.model_copy(update=lenient)).classes
+    except DataError:
+        return  # the reading that counts says what is wrong
+    known = {name.casefold(): name for name in found}
+    for theirs in renames:
+        word = tidy(theirs).casefold()
+        if word != "*" and word not in known and word not in NO_FINDING:
+            near = difflib.get_close_matches(word, known, n=3) or sorted(known)[:8]
+            names = ", ".join(repr(known[key]) for key in near)
+            raise DataError("D116", data, f"no image has the label {theirs!r}", f"Labels there are: {names}")
 
 
 def _overlap(run: RunDirectory, dataset: Dataset) -> tuple[int, int]:
@@ -142,14 +186,24 @@ def _logits(bundle: Any, dataset: Dataset, config: DataConfig, quiet: bool) -> n
 
 
 def _text(metrics: dict[str, Any], dataset: Dataset) -> list[str]:
+    """The AUC, then what the frozen threshold gives; the most probable class counts only where no threshold does."""
     part = metrics["splits"]["test"]
-    shown = [f"{key} {number(part['metrics'][key])}" for key in ("auc", "accuracy", "balanced_accuracy")]
-    lines = [f"{dataset.name}: {part['n']} images, {part['patients']} patients", ", ".join(shown)]
-    for point in part.get("operating_points") or []:
-        if point.get("metrics"):
-            lines.append(
-                f"at the frozen threshold {point['threshold']:.3f} for {point['class']}: "
-                f"sensitivity {number(point['metrics']['sensitivity'])}, "
-                f"specificity {number(point['metrics']['specificity'])}"
-            )
+    lines = [
+        f"{dataset.name}: {part['n']} images, {part['patients']} patients",
+        f"auc {number(part['metrics']['auc'])}",
+    ]
+    points = part.get("operating_points") or []
+    for point in points:
+        if not point.get("metrics"):
+            lines.append(f"no decision for {point['class']}: {point.get('reason') or 'no threshold was chosen'}")
+            continue
+        lines.append(f"at the frozen threshold {point['threshold']:.3f} for {point['class']}:")
+        lines += [
+            f"  {key.replace('_', ' ')} {number(point['metrics'][key])}"
+            for key in AT_THRESHOLD
+            if key in point["metrics"]
+        ]
+    if not points:
+        shown = [key for key in ("accuracy", "balanced_accuracy") if key in part["metrics"]]
+        lines += [f"{key.replace('_', ' ')} {number(part['metrics'][key])} ({part['decision']})" for key in shown]
     return lines + list(dataset.notices)
