@@ -144,7 +144,7 @@ def test_D116_a_label_that_the_data_do_not_hold_is_refused_with_the_nearest(
 
 
 def test_U218_the_numbers_of_an_npz_file_are_not_renamed_in_silence(run: RunDirectory, tmp_path: Path) -> None:
-    arrays = {"test_images": np.zeros((4, 48, 48), np.uint8), "test_labels": np.array([[0], [1], [0], [1]])}
-    np.savez(tmp_path / "other.npz", **arrays)
+    pixels, labels = np.zeros((4, 48, 48), np.uint8), np.array([[0], [1], [0], [1]])
+    np.savez(tmp_path / "other.npz", test_images=pixels, test_labels=labels)
     with pytest.raises(UsageError, match=r"U218.*npz"):
         evaluate(run.root, data=tmp_path / "other.npz", relabel=("1=NORMAL", "0=PNEUMONIA"))
