@@ -190,3 +190,19 @@ def test_the_command_prints_and_exits_as_promised(
     assert refused.stderr.startswith("error[C503]")
     assert len(refused.stderr.splitlines()) == 1
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_D101_refused_images_are_told_on_standard_error_too(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medloom import cli
+
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["predict", str(original), str(empty), "--json"])
+    assert caught.value.code == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["refused"] == 1
+    assert said.err.startswith(f"error[D101] {empty}: 1 of 1 images refused")
+    assert len(said.err.splitlines()) == 1
