@@ -12,7 +12,7 @@ import numpy as np
 
 from medloom.config import DataConfig, load_recipe
 from medloom.data.records import Dataset
-from medloom.errors import DataError, UsageError
+from medloom.errors import DataError, UsageError, check_accept
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress, number
@@ -65,7 +65,7 @@ def evaluate(
     recipe = load_recipe(home.recipe) if is_run else load_recipe({})
     keys = [o if o.startswith("data.") else f"data.{o}" for o in overrides]
     config = load_recipe({"data": {"classes": list(bundle.classes), "rename": renames}}, keys).data
-    config = config.model_copy(update={"accept": tuple(sorted({*config.accept, *accept}))})
+    config = config.model_copy(update={"accept": tuple(sorted({*config.accept, *check_accept(accept)}))})
     _refuse_unknown_labels(data, config, renames)
     listed = open_dataset(data, config)
     if renames and listed.records[0].path.endswith(".npz"):
