@@ -1,0 +1,141 @@
+"""The parts of a recipe and the values that each key may have; ``config`` reads them from YAML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from medloom.errors import check_accept
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class DataConfig(Part):
+    """Which images, whose, and with what labels."""
+
+    path: str | None = None
+    source: Literal["auto", "folder", "table", "medmnist"] = "auto"
+    patient: str = Field(
+        default="auto",
+        description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX | none",
+    )
+    site: str | None = Field(default=None, description="column:NAME | pattern:REGEX with one group")
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="names in order; the last is the positive one of two"
+    )
+    rename: dict[str, str] = Field(
+        default={}, description="label in the source: its name here, '' to leave it out; '*' stands for the rest"
+    )
+    multi_label: bool | None = None
+    uncertain: Literal["refuse", "negative", "positive", "drop"] = "refuse"
+    encoding: str = "utf-8"
+    exclude: tuple[str, ...] = ()
+    exclude_limit: Fraction = 0.01
+    frames: Literal["refuse", "first", "all"] = "refuse"
+    max_megapixels: Annotated[float, Field(gt=0)] = 64.0
+    val_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.0
+    min_val_per_class: Annotated[int, Field(ge=1)] = 50
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")
+    _gates = field_validator("accept")(check_accept)
+
+
+class PreprocessConfig(Part):
+    """Array to model input; becomes the frozen ``Preprocess`` of the bundle."""
+
+    size: Positive | tuple[Positive, Positive] = 224
+    resize: Literal["squash", "pad", "crop"] = "squash"
+    channels: Literal["grey", "replicate", "pseudocolor", "rgb"] = "replicate"
+    intensity: Literal["none", "percentile", "equalize"] = "none"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    statistics: Literal["paper", "imagenet", "train", "half"] = "paper"
+
+
+class ModelConfig(Part):
+    """Which network; ``options`` go to its builder unchanged."""
+
+    name: str = "hatr_resnet50"
+    options: dict[str, Any] = {}
+    pretrained: bool = False
+    weights: str | None = Field(default=None, description="safetensors file to start from")
+    new_head: bool = Field(default=False, description="with weights: leave out a head of another class count")
+
+
+class AugmentConfig(Part):
+    """Ranges of the random changes to training images; 0 or (1, 1) switches one off. One draw per image."""
+
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    vertical_flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
+    translate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    crop: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="area share of a random resized crop, e.g. (0.55, 1)"
+    )
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gamma: tuple[float, float] = (1.0, 1.0)
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    blur: Annotated[float, Field(ge=0)] = Field(default=0.0, description="largest Gaussian sigma in pixels")
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class ImbalanceConfig(Part):
+    """One switch for class imbalance."""
+
+    method: Literal["none", "class_weights", "oversample", "undersample", "focal"] = "class_weights"
+    weights: Literal["inverse_frequency"] | dict[str, float] = Field(
+        default="inverse_frequency", description="for class_weights: a rule, or a weight per class name"
+    )
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+
+
+class TrainConfig(Part):
+    """The loop."""
+
+    epochs: Positive = 20
+    max_steps: Positive | None = None
+    batch_size: Positive = 32
+    accumulate: Positive = 1
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Fraction = 0.9
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: tuple[Positive, ...] = ()
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    label_smoothing: Fraction = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    ema_decay: Fraction = 0.0
+    amp: Literal["bf16", "off"] = "bf16"
+    patience: Positive | None = None
+    monitor: Literal["val_auc", "val_loss"] = "val_auc"
+    save_steps: Positive | None = Field(default=None, description="also save inside an epoch, every so many steps")
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EvaluationConfig(Part):
+    """How the numbers are made."""
+
+    threshold: Literal["youden", "balanced_accuracy", "accuracy", "sensitivity"] = "accuracy"
+    target_sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    calibration: Literal["temperature", "none"] = "temperature"
+    resamples: Positive = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    min_positives: Positive = 10
+    flip_average: bool = Field(default=False, description="mean of the logits of an image and its mirror")
