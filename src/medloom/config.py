@@ -20,6 +20,7 @@ from medloom.config_parts import (
     DataConfig,
     EvaluationConfig,
     ImbalanceConfig,
+    LossConfig,
     ModelConfig,
     Part,
     PreprocessConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ImbalanceConfig",
+    "LossConfig",
     "ModelConfig",
     "PreprocessConfig",
     "Recipe",
@@ -61,6 +63,7 @@ class Recipe(Part):
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     imbalance: ImbalanceConfig = ImbalanceConfig()
+    loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

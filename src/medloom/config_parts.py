@@ -101,6 +101,14 @@ class ImbalanceConfig(Part):
     gamma: Annotated[float, Field(ge=0)] = 2.0
 
 
+class LossConfig(Part):
+    """What training minimises."""
+
+    reconstruction: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="weight of the reconstruction error, in models that rebuild their input"
+    )
+
+
 class TrainConfig(Part):
     """The loop."""
 
