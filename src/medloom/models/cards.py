@@ -1,6 +1,7 @@
 """What every registered model is, where it comes from, and what is known against it. Plain data, no torch.
 
-``parameters``: default settings, 2 classes, 3 channels, 224 pixels; the contract test counts them.
+``parameters`` and ``macs`` (multiply-adds of one image, ``models.macs``): default settings, 2 classes, 3 channels, 224
+pixels; tests count both anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "resnet18": {
         "summary": "ResNet-18, residual CNN",
         "parameters": 11_177_538,
+        "macs": 1_813_562_368,
         "source": f"He et al., arXiv 1512.03385; {_TIMM}",
         "reading": "timm's; small_input=True gives the 3x3 stem of MedMNIST's 28 px rows",
         "criticism": "MedMNIST's 224 px rows are 28 px images enlarged, not comparable with true 224 px",
@@ -32,6 +34,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "resnet50": {
         "summary": "ResNet-50, residual CNN, the trunk of the paper's best model",
         "parameters": 23_512_130,
+        "macs": 4_087_140_352,
         "source": f"He et al., arXiv 1512.03385; {_TIMM}",
         "reading": "v1.5: stride on the 3x3 convolution; small_input=True gives the 3x3 stem of MedMNIST's 28 px rows",
         "criticism": "v1 and v1.5 are often confused; small test sets vary by points from seed to seed",
@@ -39,6 +42,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "densenet121": {
         "summary": "DenseNet-121, densely connected CNN, the usual baseline of chest X-ray work",
         "parameters": 6_955_906,
+        "macs": 2_833_139_712,
         "source": f"Huang et al., arXiv 1608.06993; {_TIMM}",
         "reading": "timm's",
         "criticism": "few weights but much memory and time: concatenations are copied",
@@ -46,6 +50,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "efficientnet_b0": {
         "summary": "EfficientNet-B0, small CNN with depthwise convolutions, fast on CPU",
         "parameters": 4_010_110,
+        "macs": 384_537_312,
         "source": f"Tan and Le, arXiv 1905.11946; {_TIMM}",
         "reading": "timm's",
         "criticism": "trains slowly for its size; batch-norm statistics suffer from small batches",
@@ -53,6 +58,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "convnext_base": {
         "summary": "ConvNeXt-B, large modern CNN: a teacher, not a model for the ward",
         "parameters": 87_568_514,
+        "macs": 15_353_707_520,
         "source": f"Liu et al., arXiv 2201.03545; {_TIMM}",
         "reading": "timm's",
         "criticism": "about 10 times slower than EfficientNet-B0 on a CPU",
@@ -60,6 +66,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "coatnet_0": {
         "summary": "CoAtNet-0, convolution stages then attention stages",
         "parameters": 24_269_358,
+        "macs": 4_545_741_312,
         "source": f"Dai et al., arXiv 2106.04803; {_TIMM} coatnet_0_224",
         "reading": "the paper's form; timm has weights for timm/coatnet_0_rw_224 only",
         "criticism": "built for one image size (relative position tables)",
@@ -67,6 +74,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "maxvit_tiny": {
         "summary": "MaxViT-T, convolution with window and grid attention",
         "parameters": 30_404_554,
+        "macs": 5_551_325_680,
         "source": f"Tu et al., arXiv 2204.01697; {_TIMM} maxvit_tiny_tf_224",
         "reading": "the form of the paper's own code; windows are 1/32 of the image",
         "criticism": "built for one image size, a multiple of 32; slow on a CPU for its accuracy",
@@ -74,6 +82,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "conv2d": {
         "summary": "Conv2D, three-stack CNN of the HATR paper",
         "parameters": 371_778,
+        "macs": 484_098_560,
         "source": _HATR,
         "reading": "channels 64-128-256; the 14x14 map needs four halvings, the first is a strided convolution; "
         "reading=pool and reading=double are the alternatives",
@@ -82,6 +91,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "vit": {
         "summary": "vision transformer of free size (patch_size, embed_dim, depth, num_heads)",
         "parameters": 5_524_802,
+        "macs": 1_253_491_584,
         "source": _VIT,
         "reading": "defaults are ViT-Ti/16",
         "criticism": _VIT_CRITICISM,
@@ -89,6 +99,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "vit_tiny": {
         "summary": "ViT-Ti/16, vision transformer, 192 wide",
         "parameters": 5_524_802,
+        "macs": 1_253_491_584,
         "source": _VIT,
         "reading": "truncated normal 0.02; patch_size=8 for small images",
         "criticism": _VIT_CRITICISM,
@@ -96,6 +107,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "vit_small": {
         "summary": "ViT-S/16, vision transformer, 384 wide; our reading of the HATR paper's 'ViT'",
         "parameters": 21_666_434,
+        "macs": 4_598_499_072,
         "source": _VIT,
         "reading": "the paper does not say which ViT; S/16 at 224",
         "criticism": _VIT_CRITICISM,
@@ -103,6 +115,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "vit_base": {
         "summary": "ViT-B/16, vision transformer, 768 wide",
         "parameters": 85_800_194,
+        "macs": 17_563_061_760,
         "source": _VIT,
         "reading": "truncated normal 0.02",
         "criticism": _VIT_CRITICISM,
@@ -110,6 +123,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "deit_small": {
         "summary": "DeiT-S/16, ViT-S with DeiT's weights; distilled=True adds the second token and head",
         "parameters": 21_666_434,
+        "macs": 4_598_499_072,
         "source": "Touvron et al., arXiv 2012.12877; names and layout of timm's deit",
         "reading": "the same network as vit_small without distillation; distilled answers are the mean of both heads",
         "criticism": _VIT_CRITICISM,
@@ -117,6 +131,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "hatr": {
         "summary": "HATR on any trunk: trunk=NAME, trunk_stride=16 for small images",
         "parameters": 27_552_070,
+        "macs": 2_473_006_394,
         "source": _HATR,
         "reading": _HATR_READING,
         "criticism": _HATR_CRITICISM,
@@ -124,6 +139,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "hatr_conv2d": {
         "summary": "HATR-Conv2D: token refinement and a shallow ViT on the three-stack CNN",
         "parameters": 14_861_638,
+        "macs": 3_381_219_962,
         "source": _HATR,
         "reading": f"256 to 512 channels inside the embedding; {_HATR_READING}",
         "criticism": _HATR_CRITICISM,
@@ -131,6 +147,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "hatr_resnet50": {
         "summary": "HATR-ResNet-50: token refinement and a shallow ViT on ResNet-50, the paper's best model",
         "parameters": 40_670_022,
+        "macs": 4_785_116_474,
         "source": _HATR,
         "reading": f"2048 channels reduced to 512 by 1x1 convolution, batch norm, ReLU; {_HATR_READING}",
         "criticism": _HATR_CRITICISM,

@@ -93,14 +93,16 @@ def list_models() -> tuple[str, ...]:
 def model_card(name: str) -> dict[str, Any]:
     """What a model is.
 
-    ``summary``, ``parameters`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose where the
+    ``summary``, ``parameters`` and ``macs`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose where the
     source is silent or contradicts itself), ``criticism`` (what is known against it).
 
     Raises:
         UsageError: U206 unknown name.
     """
     if name.startswith(TIMM_PREFIX):
-        return {**timm_card(name), "parameters": count_parameters(name)}
+        from medloom.models.macs import macs_of
+
+        return {**timm_card(name), "parameters": count_parameters(name), "macs": macs_of(name)}
     if name not in CARDS:
         raise _unknown(name)
     return dict(CARDS[name])

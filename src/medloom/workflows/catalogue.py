@@ -18,6 +18,16 @@ def catalogue(name: str | None = None) -> Outcome:
         )
     rows: list[dict[str, Any]] = [{"name": n, **model_card(n)} for n in list_models()]
     wide = max(len(row["name"]) for row in rows)
-    lines = [f"{row['name']:{wide}}  {row['parameters']:>12,}  {row['summary']}" for row in rows]
-    lines.append("any other timm trunk as timm/NAME; one model's card: medloom models NAME")
-    return Outcome({"models": rows}, (f"{'name':{wide}}  {'parameters':>12}  what", *lines))
+    lines = [f"{'name':{wide}}  {'parameters':>12}  {'GMACs':>6}  what; where from"]
+    for row in rows:
+        start = f"{row['name']:{wide}}  {row['parameters']:>12,}  {_giga(row):>6}  "
+        lines += [f"{start}{row['summary']}", f"{'':{len(start)}}{row['source']}"]
+    lines += [
+        "Counts for 2 classes, 3 channels, 224 px; GMACs are the multiply-adds of one image.",
+        "any other timm trunk as timm/NAME; one model's card: medloom models NAME",
+    ]
+    return Outcome({"models": rows}, tuple(lines))
+
+
+def _giga(card: dict[str, Any]) -> str:
+    return f"{card['macs'] / 1e9:.2f}" if "macs" in card else "?"
