@@ -1,6 +1,6 @@
 """Multi-head self-attention: the fused kernel, or the explicit softmax when somebody wants to see it.
 
-Shapes: B batch, H heads, N tokens (prefix tokens included), D width, E width of one head (D / H).
+Shapes: B batch, H heads, N tokens (prefix tokens included), D width, E width of one head (D / H by default).
 
 Reference: Vaswani et al., Attention is all you need, arXiv 1706.03762.
 """
@@ -16,17 +16,19 @@ class Attention(nn.Module):
 
     Args:
         dim: token width D.
-        num_heads: H; D must be a multiple of it.
+        num_heads: H.
         dropout: after the output projection.
+        head_dim: E; None shares D among the heads, which must then divide it.
     """
 
-    def __init__(self, dim: int, *, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, *, num_heads: int, dropout: float = 0.0, head_dim: int | None = None) -> None:
         super().__init__()
-        if dim % num_heads:
+        if head_dim is None and dim % num_heads:
             raise ValueError(f"{dim} channels cannot be shared by {num_heads} heads")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.proj = nn.Linear(dim, dim)
+        inner_dim = num_heads * (head_dim or dim // num_heads)
+        self.qkv = nn.Linear(dim, inner_dim * 3)
+        self.proj = nn.Linear(inner_dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -34,15 +36,36 @@ class Attention(nn.Module):
         q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
         return self._project(F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE))
 
-    def forward_with_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_weights(self, x_BND: Tensor, log_size_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same, and the attention ``(B, H, N, N)``; row i holds how token i looks at all tokens (sum 1)."""
         q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
-        attention_BHNN = (q_BHNE @ k_BHNE.transpose(-2, -1) * q_BHNE.shape[-1] ** -0.5).softmax(dim=-1)
+        logits_BHNN = q_BHNE @ k_BHNE.transpose(-2, -1) * q_BHNE.shape[-1] ** -0.5
+        if log_size_BN is not None:
+            logits_BHNN = logits_BHNN + log_size_BN[:, None, None]
+        attention_BHNN = logits_BHNN.softmax(dim=-1)
         return self._project(attention_BHNN @ v_BHNE), attention_BHNN
 
+    def forward_with_class_row(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as ``forward``, and how the first token looks at all tokens, mean over the heads: ``(B, N)``.
+
+        One row of the softmax beside the fused kernel: what choosing tokens costs.
+        """
+        q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
+        row_BH1N = (q_BHNE[:, :, :1] @ k_BHNE.transpose(-2, -1) * q_BHNE.shape[-1] ** -0.5).softmax(dim=-1)
+        return self._project(F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)), row_BH1N[:, :, 0].mean(dim=1)
+
+    def forward_with_keys(self, x_BND: Tensor, log_size_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention to tokens that stand for several (log of how many); also the keys, mean over heads: ``(B, N, E)``.
+
+        Reference: proportional attention of Bolya et al., arXiv 2210.09461, section 3.
+        """
+        q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
+        mask_BHNN = log_size_BN[:, None, None].to(q_BHNE.dtype).expand(-1, 1, x_BND.shape[1], -1)
+        out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_BHNN)
+        return self._project(out_BHNE), k_BHNE.mean(dim=1)
+
     def _qkv(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, D = x_BND.shape
-        qkv = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1))
         q_BHNE, k_BHNE, v_BHNE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q_BHNE, k_BHNE, v_BHNE
 

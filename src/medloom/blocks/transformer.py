@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medloom.blocks.attention import Attention
 from medloom.blocks.taps import Tap, Taps
@@ -53,15 +54,41 @@ class MLP(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x_BND)))))
 
 
+class AttentionBlock(nn.Module):
+    """``x + attention(norm(x))``: a block without a feed-forward part."""
+
+    def __init__(self, dim: int, *, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads=num_heads, dropout=dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """``(B, N, D) -> (B, N, D)``."""
+        return x_BND + self.drop_path(self.attn(self.norm(x_BND)))
+
+    def forward_with_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the attention ``(B, H, N, N)``."""
+        update_BND, attention_BHNN = self.attn.forward_with_weights(self.norm(x_BND))
+        return x_BND + self.drop_path(update_BND), attention_BHNN
+
+
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(
-        self, dim: int, *, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads=num_heads, dropout=dropout)
+        self.attn = Attention(dim, num_heads=num_heads, dropout=dropout, head_dim=head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout)
         self.drop_path = DropPath(drop_path)
@@ -79,22 +106,47 @@ class Block(nn.Module):
 
 
 def transformer_blocks(
-    dim: int, *, depth: int, num_heads: int, mlp_ratio: float, dropout: float, drop_path: float
+    dim: int,
+    *,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    dropout: float,
+    drop_path: float,
+    head_dim: int | None = None,
 ) -> nn.ModuleList:
     """``depth`` blocks; the drop-path rate grows linearly from 0 in the first to ``drop_path`` in the last."""
-    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
-        Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=rate) for rate in rates
+        Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=rate, head_dim=head_dim)
+        for rate in drop_path_rates(drop_path, depth)
     )
 
 
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rates of stochastic depth that grow linearly from 0 in the first block to ``last`` in the last."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
 def run_blocks(
-    blocks: Iterable[nn.Module], x_BND: Tensor, taps: Taps | None, *, grid: tuple[int, ...], prefix: int
+    blocks: Iterable[nn.Module],
+    x_BND: Tensor,
+    taps: Taps | None,
+    *,
+    grid: tuple[int, ...],
+    prefix: int,
+    checkpoint_blocks: bool = False,
 ) -> Tensor:
-    """Pass tokens through the blocks; with taps, write ``attention.0``, ``attention.1`` ... on the way."""
+    """Pass tokens through the blocks; with taps, write ``attention.0``, ``attention.1`` ... on the way.
+
+    Args:
+        checkpoint_blocks: in training keep the input of each block only, and compute the rest again on the way back:
+            a third more time for a fraction of the memory, and the same numbers.
+    """
     for i, block in enumerate(blocks):
-        assert isinstance(block, Block)
-        if taps is None:
+        assert isinstance(block, Block | AttentionBlock)
+        if taps is None and checkpoint_blocks and block.training and torch.is_grad_enabled():
+            x_BND = checkpoint(block, x_BND, use_reentrant=False)
+        elif taps is None:
             x_BND = block(x_BND)
         else:
             x_BND, attention_BHNN = block.forward_with_weights(x_BND)
