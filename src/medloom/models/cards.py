@@ -21,6 +21,18 @@ _HATR_CRITICISM = (
 )
 _VIT = "Dosovitskiy et al., arXiv 2010.11929; names and layout of timm's vision_transformer"
 _VIT_CRITICISM = "from scratch it needs far more images than medical sets have; use published weights or a small one"
+_MEDVIT = "Manzari et al., arXiv 2302.09462; parameter names of github.com/Omid-Nejati/MedViT"
+_MEDVIT_READING = (
+    "stem, widths, doubled residuals and keys pooled along the reading order as in the published code (pooling=grid "
+    "pools squares); the channel weights' hidden units start with a bias of 1, since two or three ReLU units often "
+    "start dead; pmc=True exchanges feature mean and deviation per channel behind stage 1 and leaves the labels alone, "
+    "which is our reading of a part that the published code lacks"
+)
+_MEDVIT_CRITICISM = (
+    "published sizes (10.8, 23.6, 45.8 M) do not fit the published code, which counts 32.2, 45.4, 58.7 M at 1000 "
+    "classes and exports another network than it trains; its numbers on MedMNIST are of single runs, and its accuracy of "
+    "0.959 on ChestMNIST says little beside the 0.947 of predicting nothing"
+)
 
 CARDS: dict[str, dict[str, str | int]] = {
     "resnet18": {
@@ -151,6 +163,38 @@ CARDS: dict[str, dict[str, str | int]] = {
         "source": _HATR,
         "reading": f"2048 channels reduced to 512 by 1x1 convolution, batch norm, ReLU; {_HATR_READING}",
         "criticism": _HATR_CRITICISM,
+    },
+    "medvit_tiny": {
+        "summary": "MedViT cut down to (3, 4, 5, 3) blocks by us: no such size was released",
+        "parameters": 24_503_724,
+        "macs": 4_606_846_144,
+        "source": _MEDVIT,
+        "reading": f"25,526,674 parameters at 1000 classes, not the paper's T of 10.8 M; {_MEDVIT_READING}",
+        "criticism": _MEDVIT_CRITICISM,
+    },
+    "medvit_small": {
+        "summary": "MedViT-S, convolutional blocks with reduced self-attention at the end of each stage",
+        "parameters": 31_138_490,
+        "macs": 5_856_511_168,
+        "source": _MEDVIT,
+        "reading": f"32,161,440 parameters at 1000 classes; {_MEDVIT_READING}",
+        "criticism": _MEDVIT_CRITICISM,
+    },
+    "medvit_base": {
+        "summary": "MedViT-B: 20 blocks in the third stage",
+        "parameters": 44_408_022,
+        "macs": 8_355_841_216,
+        "source": _MEDVIT,
+        "reading": f"45,430,972 parameters at 1000 classes; {_MEDVIT_READING}",
+        "criticism": _MEDVIT_CRITICISM,
+    },
+    "medvit_large": {
+        "summary": "MedViT-L: 30 blocks in the third stage; 57,689,854 parameters at 14 classes",
+        "parameters": 57_677_554,
+        "macs": 10_855_171_264,
+        "source": _MEDVIT,
+        "reading": f"58,700,504 parameters at 1000 classes; {_MEDVIT_READING}",
+        "criticism": _MEDVIT_CRITICISM,
     },
 }
 

@@ -34,6 +34,10 @@ MODELS = {
     "hatr": "medloom.models.hatr:hatr",
     "hatr_conv2d": "medloom.models.hatr:hatr_conv2d",
     "hatr_resnet50": "medloom.models.hatr:hatr_resnet50",
+    "medvit_tiny": "medloom.models.medvit:medvit_tiny",
+    "medvit_small": "medloom.models.medvit:medvit_small",
+    "medvit_base": "medloom.models.medvit:medvit_base",
+    "medvit_large": "medloom.models.medvit:medvit_large",
 }
 
 _COMMON = ("num_classes", "in_chans", "image_size", "pretrained")
