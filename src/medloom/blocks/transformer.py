@@ -9,6 +9,7 @@ arXiv 1603.09382.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,14 @@ def transformer_blocks(
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Rates of stochastic depth that grow linearly from 0 in the first block to ``last`` in the last."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+class Runner(Protocol):
+    """How tokens pass through a stack of blocks: all of them as in :func:`run_blocks`, or ever fewer."""
+
+    def __call__(
+        self, blocks: Iterable[nn.Module], x_BND: Tensor, taps: Taps | None, *, grid: tuple[int, ...], prefix: int
+    ) -> Tensor: ...
 
 
 def run_blocks(

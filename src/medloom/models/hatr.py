@@ -23,7 +23,7 @@ from medloom.blocks.convolution import conv_bn_relu
 from medloom.blocks.refinement import TokenWeighting
 from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import resize_positions, to_tokens, window_grid
-from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
+from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
 from medloom.models.backbones import TimmTrunk
 from medloom.models.conv2d import Conv2DTrunk
@@ -133,6 +133,7 @@ class HATR(nn.Module):
             )
         self.trunk, self.reduce, channels = _trunk(trunk, trunk_stride, in_chans, size, embed_dim, pretrained)
         self.scales = nn.ModuleList()
+        self.token_count = 0
         for kernel_size, stride in windows:
             grid = window_grid(self.trunk.grid, kernel_size, stride)
             if 0 in grid:
@@ -154,6 +155,7 @@ class HATR(nn.Module):
                     reduction=reduction,
                 )
             )
+            self.token_count += grid[0] * grid[1]
         # A single scale needs no name: its embedding would only repeat the bias of the convolution.
         self.scale_embed = nn.Parameter(torch.empty(len(windows), embed_dim)) if len(windows) > 1 else None
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -162,6 +164,7 @@ class HATR(nn.Module):
         self.blocks = transformer_blocks(
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop_path
         )
+        self.runner: Runner = run_blocks
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         for parameter in (self.scale_embed, self.cls_token, self.cls_position):
@@ -192,7 +195,7 @@ class HATR(nn.Module):
         cls_B1D = (self.cls_token + self.cls_position).expand(x_BCHW.shape[0], -1, -1)
         x_BND = self.token_drop(torch.cat([cls_B1D, *sequences], dim=1))
         grid = grids[0] if len(grids) == 1 else ()
-        x_BND = self.norm(run_blocks(self.blocks, x_BND, taps, grid=grid, prefix=1))
+        x_BND = self.norm(self.runner(self.blocks, x_BND, taps, grid=grid, prefix=1))
         if taps is not None:
             taps["tokens"] = Tap(x_BND, grid=grid, prefix=1)
         return self.head(x_BND[:, 0])

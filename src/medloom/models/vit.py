@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medloom.blocks.heads import AttentionPool
 from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import PatchEmbedding, resize_position_table, sincos_positions, to_tokens
-from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
+from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
 from medloom.models.backbones import create_network
 from medloom.models.sizes import pair, size_error
@@ -48,6 +48,7 @@ class VisionTransformer(nn.Module):
     """
 
     fixed_positions: Tensor | None
+    runner: Runner
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class VisionTransformer(nn.Module):
         self.blocks = transformer_blocks(
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop_path
         )
+        self.runner = run_blocks
+        self.token_count = self.grid[0] * self.grid[1]
         # timm puts the last norm behind average pooling under another name; so do we, for its weights.
         self.norm = nn.Identity() if pool == "avg" else nn.LayerNorm(embed_dim, eps=1e-6)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pool == "avg" else nn.Identity()
@@ -119,7 +122,7 @@ class VisionTransformer(nn.Module):
     def _heads(self, x_BCHW: Tensor, taps: Taps | None) -> list[Tensor]:
         grid = self._grid(tuple(x_BCHW.shape[-2:]))
         x_BND = self.pos_drop(self._embed(x_BCHW, grid))
-        x_BND = self.norm(run_blocks(self.blocks, x_BND, taps, grid=grid, prefix=self.prefix))
+        x_BND = self.norm(self.runner(self.blocks, x_BND, taps, grid=grid, prefix=self.prefix))
         if taps is not None:
             taps["tokens"] = Tap(x_BND, grid=grid, prefix=self.prefix)
         if self.attn_pool is not None:
