@@ -6,6 +6,8 @@ pixels; tests count both anew.
 
 from __future__ import annotations
 
+from medloom.models.cards_slides import SLIDES
+
 _TIMM = "github.com/huggingface/pytorch-image-models"
 _HATR = "Zhang, The CNN and ViT fusion model based on HATR, EMITI 2025, DOI 10.5220/0014361900004718; no public code"
 _HATR_READING = (
@@ -19,6 +21,10 @@ _HATR_CRITICISM = (
     "and then imply a recall of pneumonia near 0.90; its table names software that cannot run on the GPU it names; "
     "a plain fine-tuned ResNet reaches 92 to 96 percent on the same test images elsewhere"
 )
+_PRUNED_CRITICISM = (
+    "the plan it follows never trained its scorer and reports a hybrid 14 times slower than its ViT; "
+    "what is dropped before the first block cannot be seen again, so the kept tokens must be looked at"
+)
 _VIT = "Dosovitskiy et al., arXiv 2010.11929; names and layout of timm's vision_transformer"
 _VIT_CRITICISM = "from scratch it needs far more images than medical sets have; use published weights or a small one"
 _MEDVIT = "Manzari et al., arXiv 2302.09462; parameter names of github.com/Omid-Nejati/MedViT"
@@ -30,8 +36,8 @@ _MEDVIT_READING = (
 )
 _MEDVIT_CRITICISM = (
     "published sizes (10.8, 23.6, 45.8 M) do not fit the published code, which counts 32.2, 45.4, 58.7 M at 1000 "
-    "classes and exports another network than it trains; its numbers on MedMNIST are of single runs, and its accuracy of "
-    "0.959 on ChestMNIST says little beside the 0.947 of predicting nothing"
+    "classes and exports another network than it trains; its numbers on MedMNIST are of single runs, and its accuracy "
+    "of 0.959 on ChestMNIST says little beside the 0.947 of predicting nothing"
 )
 
 CARDS: dict[str, dict[str, str | int]] = {
@@ -195,6 +201,22 @@ CARDS: dict[str, dict[str, str | int]] = {
         "source": _MEDVIT,
         "reading": f"58,700,504 parameters at 1000 classes; {_MEDVIT_READING}",
         "criticism": _MEDVIT_CRITICISM,
+    },
+    **SLIDES,
+    "token_pruned": {
+        "summary": "CNN-ViT hybrid that keeps the best half of its tokens (keep_rate), with a light convolutional stem",
+        "parameters": 22_431_509,
+        "source": "MedLoom's own design; EViT arXiv 2202.07800, SPViT arXiv 2112.13890, stem arXiv 2106.14881",
+        "reading": "one stem scores and embeds; ViT-S blocks; top-k in multiples of 8, one package token for the rest; "
+        "keep_rate=1 is the dense twin",
+        "criticism": _PRUNED_CRITICISM,
+    },
+    "token_pruned_resnet18": {
+        "summary": "the same on ResNet-18 up to stride 16, with six blocks",
+        "parameters": 13_639_301,
+        "source": "MedLoom's own design; the trunk of the plan 'CNN-ViT dynamic token pruning' (2025)",
+        "reading": "the ViT is shortened, or the trunk eats what pruning saves",
+        "criticism": _PRUNED_CRITICISM,
     },
 }
 
