@@ -116,12 +116,7 @@ def seeds_difference(
 
     draws = bootstrap(statistic, first.groups, resamples=resamples, seed=seed)
     gap_BS = draws.samples["a_S"] - draws.samples["b_S"]
-    drawn_BS = np.random.default_rng((seed, 3)).integers(0, runs, size=gap_BS.shape)
-    both = np.take_along_axis(gap_BS, drawn_BS, axis=1).mean(axis=1)
-    # Runs drawn with replacement from S spread (S - 1) / S as much as new runs would; stretch that part to size.
-    only = gap_BS.mean(axis=1)
-    if runs > 1:
-        both = only + (both - only) * math.sqrt(runs / (runs - 1))
+    both = over_seeds(gap_BS, seed)
     value = float(draws.value["mean"])
     tail = (1 - confidence) / 2
     low, high = (float(q) for q in np.nanquantile(both, [tail, 1 - tail]))
@@ -137,6 +132,21 @@ def seeds_difference(
         "patients_only": entry(value, draws.interval("mean", confidence), n=n, patients=patients, baseline=0.0),
         "p": bootstrap_p(both),
     }
+
+
+def over_seeds(values_BS: Array, seed: int = 0) -> Array:
+    """``(B,)`` means over runs drawn with replacement, from the values ``(B, S)`` of S runs on B resamples.
+
+    Runs drawn with replacement from S spread (S - 1) / S as much as new runs would; that part is stretched to size.
+    """
+    runs = values_BS.shape[1]
+    only = values_BS.mean(axis=1)
+    if runs < 2:
+        return only
+    drawn_BS = np.random.default_rng((seed, 3)).integers(0, runs, size=values_BS.shape)
+    both = np.take_along_axis(values_BS, drawn_BS, axis=1).mean(axis=1)
+    stretched: Array = only + (both - only) * math.sqrt(runs / (runs - 1))
+    return stretched
 
 
 def metric_of(
