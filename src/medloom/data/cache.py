@@ -173,6 +173,15 @@ def finish(x_BCHW: Tensor, preprocess: Preprocess) -> Tensor:
     return (x_BCHW - channels(preprocess.mean)).div_(channels(preprocess.std)).contiguous()
 
 
+def restore(x_BCHW: Tensor, preprocess: Preprocess) -> Tensor:
+    """What ``finish`` standardised, back on the scale of [0, 1]: ``(B, in_chans, H, W)``, within 1e-6."""
+    mean, deviation = (
+        torch.tensor(list(values), dtype=x_BCHW.dtype, device=x_BCHW.device).view(1, -1, 1, 1)
+        for values in (preprocess.mean, preprocess.std)
+    )
+    return x_BCHW * deviation + mean
+
+
 def _images(dataset: Dataset, preprocess: Preprocess, config: DataConfig, workers: int | None) -> Iterator[np.ndarray]:
     """Blocks ``(<=BLOCK, H, W, C)`` in order, a few ahead of the reader, so that memory stays bounded."""
 

@@ -37,9 +37,11 @@ from medloom.training import faults, optimizers
 from medloom.training.batches import Batch, Examples, Reader, deal, parts
 from medloom.training.distributed import World, accumulating, replicate, share_buffers
 from medloom.training.journal import Journal
-from medloom.training.losses import Loss, make_loss
+from medloom.training.losses import Loss
+from medloom.training.objective import objective
 from medloom.training.precision import MEMORY_FORMAT, autocast, settings
 from medloom.training.predict import Interrupted, predict_logits
+from medloom.training.reconstruction import outputs_of, reconstruction_error, trained_part
 from medloom.training.schedule import learning_rate
 from medloom.training.scores import correct, improves, monitor_of, validation_scores
 from medloom.training.state import State, average_of, seed_step, update_average
@@ -142,7 +144,7 @@ def fit(
             optimizer=optimizers.make_optimizer(model, config),
             average=average_of(model) if config.ema_decay > 0 else None,
             fingerprint=fingerprint,
-            sums=torch.zeros(2, dtype=torch.float64, device=device),
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
         )
         journal = Journal(run, world, progress)
         steps_per_epoch = len(_epoch_steps(recipe, train, 1))
@@ -154,13 +156,8 @@ def fit(
             train=train,
             val=val,
             reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
-            loss=make_loss(
-                multi_label=train.multi_label,
-                class_weights=class_weights,
-                label_smoothing=config.label_smoothing,
-                focal_gamma=recipe.imbalance.gamma if recipe.imbalance.method == "focal" else None,
-            ),
-            net=replicate(model, device, world),
+            loss=objective(recipe, multi_label=train.multi_label, class_weights=class_weights),
+            net=replicate(trained_part(model), device, world),
             world=world,
             journal=journal,
             checkpoint=run.checkpoint,
@@ -194,14 +191,14 @@ def _train_epoch(this: _Run, state: State) -> bool:
             optimizers.set_learning_rate(state.optimizer, rate)
             seed_step(config.seed, state.epoch, step, this.world.rank)
             weight = this.loss.weight(train.labels[steps[step]])
-            numbers = _gradients(this, state, batches, weight)
+            numbers = _gradients(this, state, batches, weight, len(steps[step]))
             unread.append(faults.StepReport(state.epoch, step, rate, train, steps[step], numbers))
             halt = False
             while len(unread) > delay:
                 halt |= unread.pop(0).check(this.journal, this.checkpoint)
             state.optimizer.step()
             update_average(state, config.ema_decay)
-            state.sums += numbers[:2]
+            state.sums += numbers[:3]
             state.step, state.total = step + 1, state.total + 1
             state.weight, state.images = state.weight + weight, state.images + len(steps[step])
             state.seconds += time.perf_counter() - started
@@ -219,32 +216,40 @@ def _train_epoch(this: _Run, state: State) -> bool:
     return True
 
 
-def _gradients(this: _Run, state: State, batches: Iterator[Batch], weight: float) -> torch.Tensor:
-    """Forward and backward over the micro-batches of one step.
+def _gradients(this: _Run, state: State, batches: Iterator[Batch], weight: float, images: int) -> torch.Tensor:
+    """Forward and backward over the micro-batches of one step of ``images`` images.
 
     Returns:
-        float64 ``[loss, correct, stop, norm]``: sums over all processes, and the norm of the gradient.
+        float64 ``[loss, correct, reconstruction error, stop, norm]``: sums over all processes, and the norm of the
+        gradient. ``loss`` is that of the classification.
     """
     config, size = this.recipe.train, this.world.size
     state.optimizer.zero_grad(set_to_none=True)
-    numbers = torch.zeros(4, dtype=torch.float64, device=this.reader.device)
+    numbers = torch.zeros(5, dtype=torch.float64, device=this.reader.device)
     for batch in batches:
         with accumulating(this.net, not batch.last), faults.explained(this.net, batch, this.recipe, size):
             with autocast(this.reader.device, config.amp):
-                logits_BK = this.net(batch.x_BCHW)
+                outputs = outputs_of(this.net, batch.x_BCHW)
+            logits_BK = outputs["logits"]
             total = this.loss.total(logits_BK.float(), batch.target) * float(batch.counts)
             # Over all micro-batches and processes these sum to the mean loss of the whole step; the factor undoes
             # the division by the number of processes in the exchange of gradients.
-            (total * (size / max(weight, 1e-12))).backward()
+            mean = total * (size / max(weight, 1e-12))
+            if "reconstruction" in outputs:
+                error = reconstruction_error(outputs["reconstruction"], batch.x_BCHW, this.reader.preprocess)
+                error = error * float(batch.counts)
+                mean = mean + error * (this.recipe.loss.reconstruction * size / images)
+                numbers[2] += error.detach()
+            mean.backward()
         numbers[0] += total.detach()
         if batch.counts:
             numbers[1] += correct(logits_BK.detach(), batch.target)
         if batch.last:
             break
-    numbers[2] = float(this.stop.received is not None)
+    numbers[3] = float(this.stop.received is not None)
     this.world.sum(numbers)
     limit = config.clip_norm if config.clip_norm is not None else math.inf
-    numbers[3] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    numbers[4] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
     return numbers
 
 

@@ -32,7 +32,7 @@ class State:
         epoch: the epoch in work, from 1.
         step: optimiser steps done in it.
         total: optimiser steps done in all.
-        sums: float64 ``[loss, correct]`` over the images of the epoch so far, on the device.
+        sums: float64 ``[loss, correct, reconstruction error]`` over the images of the epoch so far, on the device.
         weight, images: what the sums are divided by.
         seconds: spent in the epoch so far, over all sessions.
         best: ``epoch``, ``score``, ``file`` ... of the best epoch so far.
@@ -48,7 +48,7 @@ class State:
     epoch: int = 1
     step: int = 0
     total: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     weight: float = 0.0
     images: int = 0
     seconds: float = 0.0
@@ -99,7 +99,8 @@ def load(state: State, found: checkpoint.Checkpoint) -> None:
     for name in _PLAIN:
         if name != "fingerprint":
             setattr(state, name, found.values[name])
-    state.sums = torch.tensor(found.values["sums"], dtype=torch.float64, device=state.sums.device)
+    sums = [*found.values["sums"], 0.0][: len(state.sums)]  # older checkpoints hold two
+    state.sums = torch.tensor(sums, dtype=torch.float64, device=state.sums.device)
 
 
 def average_of(model: nn.Module) -> nn.Module:

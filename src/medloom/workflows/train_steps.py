@@ -226,9 +226,10 @@ def _show(progress: Progress, event: dict[str, Any]) -> None:
     """One line per epoch that stays, and the time left in between."""
     if event["event"] == "epoch":
         area = event.get("val_auc")
+        rebuilt = f", reconstruction error {event['reconstruction']:.4f}" if "reconstruction" in event else ""
         progress.keep(
             f"epoch {event['epoch']}: train loss {event['train_loss']:.4f}, validation loss {event['val_loss']:.4f}, "
-            f"AUC {'not estimable' if area is None else f'{area:.4f}'}, {duration(event['seconds'])}"
+            f"AUC {'not estimable' if area is None else f'{area:.4f}'}{rebuilt}, {duration(event['seconds'])}"
         )
     elif event["event"] == "step":
         progress(event["total"], event["total_steps"], f"loss {event['train_loss']:.4f}")
