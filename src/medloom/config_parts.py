@@ -29,7 +29,7 @@ class DataConfig(Part):
     site: str | None = Field(default=None, description="column:NAME | pattern:REGEX with one group")
     image_column: str | None = None
     label_column: str | None = None
-    split_column: str | None = None
+    split_column: str | None = Field(default=None, description="NAME, or none to draw the splits here")
     classes: tuple[str, ...] | None = Field(
         default=None, description="names in order; the last is the positive one of two"
     )
@@ -104,6 +104,18 @@ class ImbalanceConfig(Part):
 class LossConfig(Part):
     """What training minimises."""
 
+    name: Literal["auto", "cross_entropy", "bce", "weighted_bce", "focal", "asymmetric"] = Field(
+        default="auto",
+        description="auto: cross-entropy, or one binary cross-entropy per label where labels are many, with the "
+        "weights (or the focal factor) of imbalance.method",
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="focal: weight of positives, 1 - alpha of negatives; 0.25 where labels are many"
+    )
+    gamma: Annotated[float, Field(ge=0)] = Field(default=2.0, description="focal: exponent")
+    gamma_positive: Annotated[float, Field(ge=0)] = Field(default=0.0, description="asymmetric: exponent of positives")
+    gamma_negative: Annotated[float, Field(ge=0)] = Field(default=4.0, description="asymmetric: exponent of negatives")
+    margin: Fraction = Field(default=0.05, description="asymmetric: what is taken off the probability of negatives")
     reconstruction: Annotated[float, Field(ge=0)] = Field(
         default=0.1, description="weight of the reconstruction error, in models that rebuild their input"
     )

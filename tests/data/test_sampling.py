@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medloom.config import ImbalanceConfig
-from medloom.data.sampling import class_weights, epoch_order
+from medloom.data.sampling import class_weights, epoch_order, repeat_factors
 from medloom.errors import UsageError
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=80).map(np.array)
@@ -57,9 +57,31 @@ def test_order_is_the_same_on_every_platform() -> None:
     assert epoch_order(np.zeros(10, int), "none", 0, 0).tolist() == [2, 3, 1, 4, 7, 0, 6, 5, 8, 9]
 
 
-def test_sampling_by_class_needs_one_label() -> None:
+def test_U221_undersampling_needs_one_label() -> None:
     with pytest.raises(UsageError, match="U221"):
-        epoch_order(np.ones((4, 2)), "oversample", 0, 0)
+        epoch_order(np.eye(3), "undersample", 0, 1)
+
+
+def test_repeat_factors_are_the_root_of_how_much_rarer_the_rarest_label_is() -> None:
+    labels = np.array([[1, 0]] * 9 + [[1, 1]] + [[0, 0]] * 5)  # ten of the first, one of the second
+    factors = repeat_factors(labels)
+    np.testing.assert_allclose(factors[:9], 1.0)
+    assert factors[9] == pytest.approx(np.sqrt(10))
+    np.testing.assert_allclose(factors[10:], 1.0)
+    assert repeat_factors(np.zeros((4, 3))).tolist() == [1.0] * 4
+
+
+def test_oversampling_of_many_labels_shows_rare_ones_more_and_is_as_long_every_epoch() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 3)) < (0.4, 0.05, 0.01)).astype(np.float32)
+    epochs = [epoch_order(labels, "oversample", 7, e) for e in range(1, 5)]
+    assert {len(order) for order in epochs} == {len(epochs[0])}
+    assert set(epochs[0].tolist()) == set(range(400))  # nobody is left out
+    before, after = labels.mean(axis=0), labels[epochs[0]].mean(axis=0)
+    assert after[2] > 3 * before[2]
+    assert after[1] > 1.5 * before[1]
+    np.testing.assert_array_equal(epochs[1], epoch_order(labels, "oversample", 7, 2))
+    assert not np.array_equal(epochs[0], epochs[1])
 
 
 @given(LABELS)

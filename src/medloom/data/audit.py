@@ -28,7 +28,7 @@ from medloom.data.shortcuts import shortcuts
 from medloom.data.summary import NO_SPLIT, counts_of, summary_of
 from medloom.errors import DataError
 
-MIN_TEST_POSITIVES = 10
+MIN_TEST_POSITIVES, MIN_TEST_PATIENTS = 10, 30
 _NOTICE_CODE = re.compile(r"\[(\w+)\] (.*)", re.DOTALL)
 
 
@@ -142,7 +142,18 @@ def _classes(dataset: Dataset) -> list[Finding]:
             title = f"too few images in {split} to judge: " + ", ".join(f"{n} of {name}" for name, n in few.items())
             remedy = "Their metrics will be loose, or not estimable where there is none; add images"
             findings.append(Finding("D122", "warn", title, len(few), (), remedy))
-    return findings
+    return findings + _few_patients(dataset)
+
+
+def _few_patients(dataset: Dataset) -> list[Finding]:
+    """D122: many test images of a handful of patients, whom intervals count and not the images."""
+    tested = [r for r in dataset.records if r.split == "test"]
+    patients = {r.patient for r in tested}
+    if None in patients or not 0 < len(patients) < MIN_TEST_PATIENTS:
+        return []
+    title = f"the {len(tested)} test images are of {len(patients)} patients: intervals will be wide, or not estimable"
+    remedy = "Draw the splits anew (data.split_column=none with data.test_fraction), or bring more patients"
+    return [Finding("D122", "warn", title, len(patients), (), remedy)]
 
 
 def _splits(dataset: Dataset, config: DataConfig) -> list[Finding]:
@@ -157,12 +168,13 @@ def _splits(dataset: Dataset, config: DataConfig) -> list[Finding]:
     if "val" in splits and "train" in splits:
         smallest, size = smallest_class(dataset, ("val",)), sum(r.split == "val" for r in dataset.records)
         if smallest < config.min_val_per_class:
+            which = "commonest label" if dataset.multi_label else "rarest class"
             what = (
                 f"it will be merged into train, and {percent} set aside instead"
                 if merges_validation(dataset, config)
                 else "it stays, as carving would not give more"
             )
-            title = f"the validation split is too small ({size} images, {smallest} of the rarest class): {what}"
+            title = f"the validation split is too small ({size} images, {smallest} of the {which}): {what}"
             findings.append(Finding("D124", "note", title, size, (), "data.min_val_per_class is the limit"))
     if "test" not in splits and config.test_fraction == 0:
         title = "no test split: nothing will be left to report on"

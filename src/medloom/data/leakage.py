@@ -45,9 +45,13 @@ def merges_validation(dataset: Dataset, config: DataConfig) -> bool:
 
 
 def smallest_class(dataset: Dataset, splits: Sequence[str]) -> int:
-    """Images of the rarest class (of several labels: of its positives) in some splits."""
+    """Images of the rarest class in some splits; of several labels, positives of the commonest one.
+
+    One rare finding is no reason to dissolve a validation part on which the others can be judged.
+    """
     counts = Counter(k for r in dataset.records if r.split in splits for k in r.labels)
-    return min(counts[k] for k in range(len(dataset.classes)))
+    chosen = max if dataset.multi_label else min
+    return chosen(counts[k] for k in range(len(dataset.classes)))
 
 
 def exact_copies(dataset: Dataset, parts: Sequence[str | None]) -> list[Finding]:

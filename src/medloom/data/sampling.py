@@ -20,21 +20,24 @@ def epoch_order(labels: np.ndarray, method: str, seed: int, epoch: int) -> np.nd
     Args:
         labels: ``(N,)`` class positions, or ``(N, K)`` zeros and ones.
         method: ``oversample`` repeats the rarer classes up to the largest (each image a whole number of times, the
-            rest without repetition); ``undersample`` takes of each class as many as the smallest has, chosen anew
-            each epoch; any other name of ``ImbalanceConfig.method`` shows every image once.
+            rest without repetition), and where labels are many each image by ``repeat_factors``; ``undersample``
+            takes of each class as many as the smallest has, chosen anew each epoch; any other name of
+            ``ImbalanceConfig.method`` shows every image once.
 
     Raises:
-        UsageError: U221, sampling by class where an image has several labels.
+        UsageError: U221, undersampling by class where an image has several labels.
     """
     rng = np.random.default_rng([_ORDER_STREAM, seed, epoch])
     if method not in ("oversample", "undersample"):
         return rng.permutation(len(labels))
+    if labels.ndim != 1 and method == "oversample":
+        return _repeated(repeat_factors(labels), rng)
     if labels.ndim != 1:
         raise UsageError(
             "U221",
             "imbalance.method",
             f"{method} needs one label per image, and these images have several",
-            "Choose class_weights or focal",
+            "Choose oversample, class_weights or none",
         )
     members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
     sizes = [len(rows) for rows in members]
@@ -44,6 +47,29 @@ def epoch_order(labels: np.ndarray, method: str, seed: int, epoch: int) -> np.nd
         whole, rest = divmod(target, len(rows))
         chosen += [np.tile(rows, whole), rng.choice(rows, size=rest, replace=False)]
     return rng.permutation(np.concatenate(chosen))
+
+
+def repeat_factors(labels_NK: np.ndarray) -> np.ndarray:
+    """``(N,)`` how often each image should be shown: the square root of how much rarer its rarest label is than the
+    commonest one; 1 for an image without a label.
+
+    Reference: Gupta et al., LVIS, CVPR 2019, appendix B (repeat factor sampling; their threshold is here the share of
+    the commonest label, so that nothing rarer goes unrepeated).
+    """
+    count_K = np.asarray(labels_NK).sum(axis=0)
+    factor_K = np.sqrt(count_K.max(initial=0) / np.maximum(count_K, 1))
+    factors: np.ndarray = np.where(np.asarray(labels_NK) > 0, np.maximum(factor_K, 1.0), 1.0).max(axis=1)
+    return factors
+
+
+def _repeated(factor_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each row a whole number of times, the broken parts by lot, in one order; equally many rows in every epoch."""
+    whole_N = np.floor(factor_N + 1e-9).astype(np.int64)
+    broken_N = np.maximum(factor_N - whole_N, 0.0)
+    rows = np.repeat(np.arange(len(factor_N)), whole_N)
+    more = min(round(float(broken_N.sum())), int((broken_N > 0).sum()))
+    drawn = rng.choice(len(factor_N), size=more, replace=False, p=broken_N / broken_N.sum()) if more else rows[:0]
+    return rng.permutation(np.concatenate([rows, drawn]))
 
 
 def class_weights(labels: np.ndarray, n_classes: int, config: ImbalanceConfig, classes: Sequence[str]) -> np.ndarray:

@@ -52,6 +52,8 @@ def shortcuts(dataset: Dataset, images: Sequence[ImageFacts]) -> list[Finding]:
     findings += _word("site", [r.site or "" for r in records], y_NK, dataset.classes)
     for column in sorted({key for r in records for key in r.covariates}):
         cells = [r.covariates.get(column, "") for r in records]
+        if cells == [r.patient or "" for r in records]:
+            continue  # the column that says who it is
         if (values := _as_numbers(cells)) is not None:
             findings += _number(f"column {column}", values, y_NK, dataset.classes)
         elif len(set(cells)) <= _MOST_WORDS:

@@ -59,7 +59,7 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
 
     The source's own splits stand, with these exceptions, each with a notice: records without a split join train; a
     missing test part is carved from the training patients when ``test_fraction`` asks for one; a missing validation
-    part likewise; a validation part with fewer than ``min_val_per_class`` images in some class is merged into train
+    part likewise; a validation part with fewer than ``min_val_per_class`` images in some class (of many labels: in every one) is merged into train
     and ``val_fraction`` of the patients carved out instead, where that gives more; ``label_fraction`` keeps that
     share of the training patients (a smaller share is a subset of a larger one).
 
@@ -236,6 +236,7 @@ def _class_counts(dataset: Dataset, records: Iterable[Record]) -> dict[str, int]
 
 
 def _smallest_class(dataset: Dataset, records: Iterable[Record]) -> tuple[int, str]:
-    """Images of the rarest class (of several labels: of its positives), and its name."""
+    """Images of the rarest class, and its name; of several labels, of the commonest one (see ``leakage``)."""
     counts = _class_counts(dataset, records)
-    return min((n, name) for name, n in counts.items())
+    chosen = max if dataset.multi_label else min
+    return chosen((n, name) for name, n in counts.items())

@@ -45,7 +45,9 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     image_column = _find(table, config.image_column, IMAGE_COLUMNS, "data.image_column")
     if image_column is None:
         raise DataError("D116", path, "no column names the images", _columns_hint(table, "data.image_column"))
-    split_column = _find(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
+    split_column = None
+    if config.split_column != "none":
+        split_column = _find(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
     wide = _wide_columns(table, config)
     label_column = None if wide else _find(table, config.label_column, LABEL_COLUMNS, "data.label_column")
     if label_column is None and not wide:
@@ -63,7 +65,10 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     classes, settled = settle(rows, config, several)
     positions = iter(settled)
     splits = [None] * len(paths) if split_column is None else _splits(table, split_column)
-    covariates = [c for c in table.columns if c not in (image_column, label_column, split_column, *wide.values())]
+    ignored = _find(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
+    covariates = [
+        c for c in table.columns if c not in (image_column, label_column, split_column, ignored, *wide.values())
+    ]
     columns = [table.columns.index(c) for c in covariates]
     records, left_out = [], 0
     for row, (file, split) in enumerate(zip(paths, splits)):
@@ -75,6 +80,8 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
         records.extend(frames_of(root, Record(file, file, labels=labels, split=split, covariates=extra), config))
     used = ", ".join(filter(None, (image_column, label_column or "one column per class", split_column)))
     notices = [f"columns read as image, label, split: {used}", *class_notices(classes, several)]
+    if ignored:
+        notices.append(f"the splits in column {ignored} were not used, as data.split_column is none")
     if left_out:
         notices.append(f"{left_out} rows were left out by data.rename or data.uncertain")
     if split_column and any(cell.casefold() in TRAIN_AND_VAL for cell in table.column(split_column)):

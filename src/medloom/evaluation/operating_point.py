@@ -70,8 +70,11 @@ def choose_threshold(positive: Array, score: Array, rule: str, target_sensitivit
 def gate(predictions: Predictions, accept: Sequence[str] = ()) -> dict[str, str]:
     """Questions that validation is too small to tune, by name, with the reason; empty when D124 is accepted.
 
+    A label of many goes without a threshold and the run goes on, even where that is the fate of all: their ranking
+    can still be judged, and rare findings are the rule there.
+
     Raises:
-        GateError: D124, when no question at all has 50 positives and 50 negatives.
+        GateError: D124, when classes exclude each other and none has 50 positives and 50 negatives.
     """
     if "D124" in accept:
         return {}
@@ -81,7 +84,7 @@ def gate(predictions: Predictions, accept: Sequence[str] = ()) -> dict[str, str]
         for q in asked
         if min(q.positives, q.negatives) < GATE
     }
-    if asked and len(short) == len(asked):
+    if asked and len(short) == len(asked) and not predictions.multi_label:
         first = asked[0]
         raise GateError(
             "D124",
@@ -115,7 +118,7 @@ def choose_operating_points(
         accept: accepted gate codes.
 
     Raises:
-        GateError: D124.
+        GateError: D124, where classes exclude each other.
     """
     short = gate(validation, accept)
     groups = validation.groups

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,12 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
-        GateError: D124, too few validation images to choose a threshold on.
-        UsageError: T411, on resume, when the data are not those of the run.
+        GateError: D124, too few validation images to choose a threshold on, where classes exclude each other.
+        UsageError: U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not those of the run.
     """
     from medloom.data.audit import gate
     from medloom.data.splits import make_splits
+    from medloom.training.objective import check_objective
 
     path = Path(str(recipe.data.path))
     scan, found = examine(path, recipe.data, quiet=quiet)
@@ -56,13 +58,17 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
         if not any(r.split == name for r in split.dataset.records):
             raise DataError("D115", f"split {name}", "there are no images in it", "Set data.val_fraction above 0")
     check_validation(split.dataset, recipe.data.accept, resume=resume)
+    check_objective(recipe, multi_label=split.dataset.multi_label, n_classes=len(split.dataset.classes))
+    few = few_positives(split.dataset, recipe)
+    if few is not None and not quiet:
+        print(few, file=sys.stderr)
     if resume:
         before = read_csv(run.records, path)
         if before.hash() != split.dataset.hash():
             raise UsageError("T411", path, "the data changed since the run began", "Start a new run on the new data")
     else:
         split.dataset.write_csv(run.records)
-        write_json(run.split, split.as_dict())
+        write_json(run.split, replace(split, notices=(*split.notices, *filter(None, [few]))).as_dict())
     with Progress("decoding", quiet=quiet) as step:
         return load_pixels(recipe, run, split.dataset, progress=step)
 
@@ -87,6 +93,24 @@ def check_validation(dataset: Dataset, accept: Sequence[str], *, resume: bool) -
             "Give validation more patients (data.val_fraction), or go on all the same: "
             f"{'--resume ' if resume else ''}--accept D124",
         )
+
+
+def few_positives(dataset: Dataset, recipe: Recipe) -> str | None:
+    """The sentence that names the labels of many for which validation is too small to choose a threshold (D124)."""
+    rows = dataset.select("val").targets() if dataset.multi_label else None
+    if rows is None:
+        return None
+    least = recipe.evaluation.min_positives if "D124" in recipe.data.accept else GATE
+    counts = {name: (int(n), len(rows) - int(n)) for name, n in zip(dataset.classes, rows.sum(axis=0))}
+    short = [f"{name} {pair[0]}" for name, pair in counts.items() if min(pair) < least]
+    if not short:
+        return None
+    which = f"{len(short)} of {len(counts)}" if len(short) < len(counts) else f"All {len(counts)}"
+    more = "" if "D124" in recipe.data.accept else f"; --accept D124 lowers that to {recipe.evaluation.min_positives}"
+    return (
+        f"{which} labels go without a threshold, as validation has fewer than {least} images with the finding or "
+        f"without it (D124): {', '.join(short)}{more}."
+    )
 
 
 def load_pixels(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> Prepared:
