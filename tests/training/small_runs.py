@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medloom.config import Recipe, load_recipe
 from medloom.data.cache import DevicePixels
 from medloom.data.preprocess import Preprocess
 from medloom.files import RunDirectory
+from medloom.models.registry import create_model
 from medloom.training.batches import Examples
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
@@ -52,6 +54,12 @@ class Noisy(nn.Module):
         return self.head(self.drop(x))
 
 
+def rebuilding(classes: int = 2, dropout: float = 0.0) -> nn.Module:
+    """A model that rebuilds its input: RR-ViT at its smallest."""
+    sizes = {"image_size": SIZE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return create_model("rr_vit", num_classes=classes, in_chans=1, dropout=dropout, **sizes)
+
+
 def pixels(n: int, seed: int = 0) -> tuple[DevicePixels, np.ndarray]:
     """Images whose class is the brightness of a spot, with labels; not quite separable."""
     rng = np.random.default_rng(seed)
@@ -75,8 +83,8 @@ def splits(n: int = 60, *, train: int | None = None, seed: int = 0) -> tuple[Exa
 
 
 def recipe(**train: Any) -> Recipe:
-    """A short run; ``train`` overrides its keys, ``augment``/``imbalance`` whole sections."""
-    sections = {key: train.pop(key) for key in ("augment", "imbalance") if key in train}
+    """A short run; ``train`` overrides its keys, ``augment``/``imbalance``/``loss`` whole sections."""
+    sections = {key: train.pop(key) for key in ("augment", "imbalance", "loss") if key in train}
     base = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "optimizer": "adamw", "amp": "off", "threads": 1}
     return load_recipe({"train": base | train, **sections})
 
@@ -108,7 +116,7 @@ def run(
     )
 
 
-def build(kind: type[nn.Module], seed: int = 0, **options: Any) -> nn.Module:
+def build(kind: Callable[..., nn.Module], seed: int = 0, **options: Any) -> nn.Module:
     """A model from a seed."""
     torch.manual_seed(seed)
     return kind(**options)
