@@ -143,7 +143,7 @@ def ours(pixels: DevicePixels, preprocess: Preprocess, change: Callable[..., Ten
 
 
 def torchvision_epochs(folder: Path, size: int, *, tensors_first: bool = False, grey: bool = False) -> Epoch:
-    from medloom.models.backbones import load_timm
+    from medloom.models.timm_networks import load_timm
 
     load_timm()  # lets torchvision be imported beside a CPU build of torch (a matching pair takes its own path)
     from PIL import Image

@@ -10,12 +10,12 @@ import torch
 
 from medloom.blocks.taps import Taps
 from medloom.errors import ModelError, UsageError
-from medloom.models import backbones
+from medloom.models import timm_networks
 from medloom.models.backbones import TimmTrunk
 from medloom.models.registry import create_model
 
 FAKE = "import torch\n{line}\n"
-CURE = "import sys; from medloom.models.backbones import *; from medloom.models import backbones as b\n"
+CURE = "import sys; from medloom.models.timm_networks import *; from medloom.models import timm_networks as b\n"
 
 
 def run(code: str, folder: object) -> subprocess.CompletedProcess[str]:
@@ -91,7 +91,7 @@ def test_small_input_keeps_the_resolution() -> None:
 
 
 def test_C513_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = backbones.load_timm()
+    timm = timm_networks.load_timm()
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host\nwith a long explanation")
@@ -111,7 +111,7 @@ def test_C513_network_without_published_weights() -> None:
 
 
 def test_published_vit_weights_go_into_our_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = backbones.load_timm()
+    timm = timm_networks.load_timm()
     make = timm.create_model
     published = make("vit_tiny_patch16_224", img_size=64, in_chans=1, num_classes=0)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: published)
@@ -124,11 +124,11 @@ def test_published_vit_weights_go_into_our_network(monkeypatch: pytest.MonkeyPat
 
 def test_an_unknown_option_of_a_timm_network_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="U207"):
-        backbones.create_network("resnet18", in_chans=3, image_size=(64, 64), sparkle=True)
+        timm_networks.create_network("resnet18", in_chans=3, image_size=(64, 64), sparkle=True)
 
 
 def test_C512_a_network_without_feature_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = backbones.load_timm()
+    timm = timm_networks.load_timm()
     monkeypatch.setattr(timm, "create_model", lambda name, **_: torch.nn.Flatten())
     with pytest.raises(ModelError) as caught:
         create_model("timm/resnet10t", num_classes=2, image_size=64)

@@ -10,8 +10,8 @@ from torch import nn
 
 from medloom.blocks.taps import Taps
 from medloom.blocks.tokens import sincos_positions
-from medloom.models.backbones import load_timm
 from medloom.models.registry import create_model
+from medloom.models.timm_networks import load_timm
 
 
 def timm_twin(name: str, **options: Any) -> nn.Module:

@@ -9,97 +9,16 @@ Reference: Wightman, PyTorch image models, github.com/huggingface/pytorch-image-
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
-import sys
-from types import ModuleType
+import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medloom.blocks.taps import Tap, Taps
-from medloom.errors import ModelError, UsageError
-from medloom.models.sizes import check_cells, first_line, pair, probe, size_error
-
-_declared_operators: list[torch.library.Library] = []  # a library object that is collected takes its operators along
-
-
-def load_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled part does not fit the installed torch.
-
-    timm imports torchvision unconditionally, and torchvision's import fails on two operators that its compiled
-    part should have declared (a wheel linked against CUDA beside a CPU build of torch, pytorch/vision #9077). Only
-    that one error is cured, by declaring the two; a matching pair is never touched. In the cured state
-    ``torchvision.io`` and ``torchvision.ops.nms`` stay unusable, and nothing here needs them.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as problem:
-        if "torchvision::nms" not in str(problem):
-            raise
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared_operators.append(library)
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError:
-        pass  # timm says itself what it lacks
-    return importlib.import_module("timm")
-
-
-def create_network(
-    name: str, *, in_chans: int, image_size: tuple[int, int], pretrained: bool = False, **options: Any
-) -> nn.Module:
-    """A timm network by timm's name; networks that are built for one size are built for ``image_size``.
-
-    Raises:
-        UsageError: U206 unknown name, U207 option that this network does not have.
-        ModelError: C511 impossible size, C512 no feature maps, C513 weights not to be had.
-    """
-    timm = load_timm()
-    architecture, _, _ = name.partition(".")
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = (
-            f"Did you mean {', '.join(near)}"
-            if near
-            else "python -c 'import timm; print(timm.list_models())' lists all"
-        )
-        raise UsageError("U206", f"timm/{name}", "timm has no such model", hint)
-    if has_fixed_size(name) and image_size != _native_size(name):
-        options = {**options, "img_size": image_size}
-    try:
-        network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **options)
-    except TypeError as problem:
-        if "img_size" in str(problem):
-            remedy = f"Use {'x'.join(map(str, _native_size(name)))}"
-            raise size_error(f"timm/{name}", image_size, "does not fit: its size is fixed", remedy) from None
-        raise UsageError("U207", f"timm/{name}", f"an option is not known there ({problem})", "Leave it out") from None
-    except (AssertionError, ValueError, ZeroDivisionError) as problem:
-        remedy = f"Use a multiple of 32, or {'x'.join(map(str, _native_size(name)))}"
-        raise size_error(f"timm/{name}", image_size, f"does not fit ({problem})", remedy) from None
-    except (OSError, RuntimeError) as problem:
-        if not pretrained:
-            raise
-        raise ModelError(
-            "C513",
-            f"timm/{name}",
-            f"pretrained weights not to be had ({first_line(problem)})",
-            "Check the connection, choose a timm name with weights, or train from scratch",
-        ) from None
-    if not hasattr(network, "forward_intermediates"):
-        raise ModelError("C512", f"timm/{name}", "it offers no feature maps", "Choose another timm network")
-    return network
-
-
-def has_fixed_size(name: str) -> bool:
-    """Whether timm builds this network for one image size (windows, position tables)."""
-    config = load_timm().get_pretrained_cfg(name, allow_unregistered=False)
-    return bool(config is not None and config.fixed_input_size)
+from medloom.errors import UsageError
+from medloom.models.sizes import check_cells, pair, probe, size_error
+from medloom.models.timm_networks import TIMM_NAMES, create_network, has_fixed_size
 
 
 class TimmClassifier(nn.Module):
@@ -131,7 +50,6 @@ class TimmClassifier(nn.Module):
         super().__init__()
         self.name = name
         self.image_size = pair(image_size)
-        self.fixed_size = has_fixed_size(name) if load_timm().is_model(name.partition(".")[0]) else False
         network: Any = create_network(
             name,
             in_chans=in_chans,
@@ -140,6 +58,7 @@ class TimmClassifier(nn.Module):
             num_classes=num_classes,
             **_given(drop_rate=dropout, drop_path_rate=drop_path),
         )
+        self.fixed_size = has_fixed_size(name)
         if small_input:
             _shrink_stem(network, in_chans)
         smallest = 1 if small_input else max(info["reduction"] for info in network.feature_info)
@@ -167,16 +86,23 @@ class TimmClassifier(nn.Module):
         head = {id(parameter) for parameter in self.network.get_classifier().parameters()}
         return tuple(name for name, parameter in self.named_parameters() if id(parameter) in head)
 
+    def parameter_blocks(self) -> dict[str, int | None]:
+        """For each parameter the block that it belongs to, from 0 at the input; None outside of blocks."""
+        return _blocks_of(self.network)
+
 
 class TimmTrunk(nn.Module):
     """A timm network without its head, cut behind the last stage of a given stride.
 
+    A network of tokens can be a trunk too: timm lays its patch tokens out as a map.
+
     Args:
-        name: timm's name.
+        name: timm's name, or ours of a network that timm calls otherwise.
         in_chans: input channels.
         image_size: in pixels.
         stride: of the map that is wanted (8, 16, 32); None takes the deepest. What lies behind is dropped, so no
             parameter stays without gradient.
+        drop_path: stochastic depth of the network's last block; 0 leaves it out.
         pretrained: fetch timm's weights.
 
     Attributes:
@@ -191,13 +117,19 @@ class TimmTrunk(nn.Module):
         in_chans: int,
         image_size: tuple[int, int],
         stride: int | None = None,
+        drop_path: float = 0.0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name = name = TIMM_NAMES.get(name, name)
         self.image_size = image_size
         network: Any = create_network(
-            name, in_chans=in_chans, image_size=image_size, pretrained=pretrained, num_classes=0
+            name,
+            in_chans=in_chans,
+            image_size=image_size,
+            pretrained=pretrained,
+            num_classes=0,
+            **_given(drop_path_rate=drop_path or None),
         )
         self.fixed_size = has_fixed_size(name)
         strides = [info["reduction"] for info in network.feature_info]
@@ -230,6 +162,23 @@ class TimmTrunk(nn.Module):
             _write_maps(taps, maps)
         return maps[-1]
 
+    def parameter_blocks(self) -> dict[str, int | None]:
+        """For each parameter the block that it belongs to, from 0 at the input; None outside of blocks."""
+        return _blocks_of(self.network)
+
+    def translate(self, state: dict[str, Tensor], *, prefix: str) -> tuple[dict[str, Tensor], str] | None:
+        """Weights of the whole network under timm's names as those of this trunk; None where they are not.
+
+        Args:
+            state: tensors by timm's names.
+            prefix: of this trunk's names in the model.
+        """
+        own = self.network.state_dict().keys()
+        if not own <= state.keys():
+            return None
+        behind = f", without {len(state) - len(own)} tensors behind it" if len(state) > len(own) else ""
+        return {f"{prefix}network.{name}": state[name] for name in own}, f"timm's own names: the trunk{behind}"
+
 
 def timm_classifier(
     *,
@@ -258,8 +207,10 @@ resnet50 = functools.partial(TimmClassifier, "resnet50")
 densenet121 = functools.partial(timm_classifier, name="densenet121")
 efficientnet_b0 = functools.partial(timm_classifier, name="efficientnet_b0")
 convnext_base = functools.partial(timm_classifier, name="convnext_base")
-coatnet_0 = functools.partial(timm_classifier, name="coatnet_0_224")
-maxvit_tiny = functools.partial(timm_classifier, name="maxvit_tiny_tf_224")
+coatnet_0 = functools.partial(timm_classifier, name=TIMM_NAMES["coatnet_0"])
+coatnet_1 = functools.partial(timm_classifier, name=TIMM_NAMES["coatnet_1"])
+coatnet_2 = functools.partial(timm_classifier, name=TIMM_NAMES["coatnet_2"])
+maxvit_tiny = functools.partial(timm_classifier, name=TIMM_NAMES["maxvit_tiny"])
 
 
 def _shrink_stem(network: Any, in_chans: int) -> None:
@@ -273,10 +224,16 @@ def _write_maps(taps: Taps, maps: list[Tensor]) -> None:
         taps[f"features.{i}"] = Tap(x_BDhw, grid=tuple(x_BDhw.shape[-2:]))
 
 
-def _native_size(name: str) -> tuple[int, int]:
-    config = load_timm().get_pretrained_cfg(name, allow_unregistered=False)
-    _, height, width = config.input_size
-    return height, width
+def _blocks_of(network: Any) -> dict[str, int | None]:
+    """As timm groups its parameters: stem, blocks, and what matches neither (norms behind the last block, head)."""
+    from timm.models import group_parameters
+
+    matcher = network.group_matcher(coarse=False)
+    group_of = group_parameters(network, matcher, reverse=True)
+    patterns = matcher["blocks"]
+    patterns = [patterns] if isinstance(patterns, str) else [pattern for pattern, _ in patterns]
+    inside = {name for name in group_of if any(re.match(pattern, name) for pattern in patterns)}
+    return {f"network.{name}": group if name in inside else None for name, group in group_of.items()}
 
 
 def _given(**options: float | None) -> dict[str, float]:

@@ -6,6 +6,7 @@ pixels; tests count both anew.
 
 from __future__ import annotations
 
+from medloom.models.cards_hybrids import HYBRIDS
 from medloom.models.cards_slides import SLIDES
 
 _TIMM = "github.com/huggingface/pytorch-image-models"
@@ -202,6 +203,7 @@ CARDS: dict[str, dict[str, str | int]] = {
         "reading": f"58,700,504 parameters at 1000 classes; {_MEDVIT_READING}",
         "criticism": _MEDVIT_CRITICISM,
     },
+    **HYBRIDS,
     **SLIDES,
     "token_pruned": {
         "summary": "CNN-ViT hybrid that keeps the best half of its tokens (keep_rate), with a light convolutional stem",

@@ -19,8 +19,8 @@ from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import PatchEmbedding, resize_position_table, sincos_positions, to_tokens
 from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
-from medloom.models.backbones import create_network
 from medloom.models.sizes import pair, size_error
+from medloom.models.timm_networks import create_network
 
 
 class VisionTransformer(nn.Module):
