@@ -106,7 +106,8 @@ class MedViT(nn.Module):
         image_size: in pixels; any other size works too from the least one on, which is 25 px for ``raster``.
         depths: blocks per stage; the third must be a multiple of 5 (four ECB and an LTB, repeated), or two blocks
             and more of which the last is the LTB.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 in the first.
+        drop_path: stochastic depth of the last block; it grows linearly from 0 in the first. None takes the published
+            rates: 0.1, and 0.2 where the third stage has 20 blocks or more.
         dropout: before the classifier; the published model has none.
         pooling: of keys: ``raster``, along the reading order, as published, or ``grid``, in squares.
         pmc: the paper's Patch Momentum Changer behind the first stage, in training: feature mean and deviation are
@@ -124,7 +125,7 @@ class MedViT(nn.Module):
         in_chans: int = 3,
         image_size: int | tuple[int, int] = 224,
         depths: Sequence[int] = (3, 4, 5, 3),
-        drop_path: float = 0.1,
+        drop_path: float | None = None,
         dropout: float = 0.0,
         pooling: KeyPooling = "raster",
         pmc: bool = False,
@@ -142,6 +143,10 @@ class MedViT(nn.Module):
         )
         blocks: list[nn.Module] = []
         width, last = STEM_WIDTHS[-1], self.ends[-1]
+        if drop_path is None:
+            drop_path = 0.2 if depths[2] >= 20 else 0.1
+        if not 0.0 <= drop_path < 1.0:
+            raise UsageError("U208", "option drop_path", f"{drop_path} is not a share", "Give a number below 1")
         for stage, plan in enumerate(stages):
             for i, (dim, attends) in enumerate(plan):
                 stride = 2 if stage > 0 and i == 0 else 1
@@ -215,8 +220,8 @@ def stage_plan(stage: int, depth: int) -> list[tuple[int, bool]]:
 
 medvit_tiny = functools.partial(MedViT, depths=(3, 4, 5, 3))
 medvit_small = functools.partial(MedViT, depths=(3, 4, 10, 3))
-medvit_base = functools.partial(MedViT, depths=(3, 4, 20, 3), drop_path=0.2)
-medvit_large = functools.partial(MedViT, depths=(3, 4, 30, 3), drop_path=0.2)
+medvit_base = functools.partial(MedViT, depths=(3, 4, 20, 3))
+medvit_large = functools.partial(MedViT, depths=(3, 4, 30, 3))
 
 
 def _checked(depths: Sequence[int]) -> Sequence[int]:
