@@ -91,6 +91,8 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
             "B",
             generator.integers(0, 256, shape).astype(np.uint8),
             {"token_weight.0": generator.random((3, 4)).astype(np.float32)} if i else {},
+            generator.integers(0, 256, shape).astype(np.uint8) if i else None,
+            0.0125 if i else None,
         )
         for i, shape in enumerate([(9, 7), (8, 8, 3)])
     ]
@@ -106,6 +108,9 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
             after.of,
         )
         assert np.array_equal(before.image, after.image)
+        assert before.rebuilt_error == after.rebuilt_error
+        assert (before.rebuilt is None) == (after.rebuilt is None)
+        assert before.rebuilt is None or np.array_equal(before.rebuilt, after.rebuilt)
         assert before.weights.keys() == after.weights.keys()
         assert all(np.array_equal(before.weights[k], after.weights[k]) for k in before.weights)
     first = (tmp_path / "pictures.npz").read_bytes()

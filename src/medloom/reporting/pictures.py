@@ -1,12 +1,14 @@
-"""Example images of a run with the weights that the model gave its tokens: stored as arrays, drawn for people.
+"""Example images of a run, what the model rebuilt of them and how it weighted its tokens: stored, and drawn for people.
 
-``pictures.npz`` holds ``image_<i>``, uint8 ``(H, W)`` or ``(H, W, 3)``, and ``weight_<i>_<scale>``, float32
-``(rows, columns)`` of the token grid. ``pictures.json`` is a list in the same order, one object per image::
+``pictures.npz`` holds ``image_<i>``, uint8 ``(H, W)`` or ``(H, W, 3)``, ``weight_<i>_<scale>``, float32
+``(rows, columns)`` of the token grid, and of models that rebuild their input ``rebuilt_<i>``, like the image.
+``pictures.json`` is a list in the same order, one object per image::
 
     {"id": "test/PNEUMONIA/person1_virus_6.jpeg", "label": "PNEUMONIA", "predicted": "NORMAL", "correct": false,
-     "probability": 0.31, "of": "PNEUMONIA", "weights": ["token_weight.0", "token_weight.1"]}
+     "probability": 0.31, "of": "PNEUMONIA", "weights": ["token_weight.0", "token_weight.1"], "rebuilt_error": null}
 
-``probability`` is the calibrated one of the class ``of``.
+``probability`` is the calibrated one of the class ``of``; ``rebuilt_error`` the mean squared error of what was rebuilt,
+on the scale of [0, 1].
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Picture:
     Attributes:
         image: uint8 ``(H, W)`` or ``(H, W, 3)``, as preprocessing hands it to the model, before standardising.
         weights: tap name to the weights of one token scale, ``(rows, columns)``; empty for a model without.
+        rebuilt: what the model rebuilt of the image, like it; None for a model that does not.
+        rebuilt_error: its mean squared error before rounding, on the scale of [0, 1].
     """
 
     id: str
@@ -44,6 +48,8 @@ class Picture:
     of: str
     image: np.ndarray
     weights: dict[str, np.ndarray]
+    rebuilt: np.ndarray | None = None
+    rebuilt_error: float | None = None
 
 
 def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
@@ -56,6 +62,8 @@ def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
     facts = []
     for i, entry in enumerate(entries):
         arrays[f"image_{i}"] = np.ascontiguousarray(entry.image, dtype=np.uint8)
+        if entry.rebuilt is not None:
+            arrays[f"rebuilt_{i}"] = np.ascontiguousarray(entry.rebuilt, dtype=np.uint8)
         for scale, weight in enumerate(entry.weights.values()):
             if not np.isfinite(weight).all():
                 raise ValueError(f"token weights of {entry.id} are not finite")
@@ -69,6 +77,7 @@ def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
                 "probability": float(entry.probability),
                 "of": entry.of,
                 "weights": list(entry.weights),
+                "rebuilt_error": entry.rebuilt_error,
             }
         )
     buffer = io.BytesIO()
@@ -91,6 +100,8 @@ def read_pictures(run: RunDirectory) -> list[Picture]:
                 fact["of"],
                 arrays[f"image_{i}"],
                 {name: arrays[f"weight_{i}_{scale}"] for scale, name in enumerate(fact["weights"])},
+                arrays.get(f"rebuilt_{i}"),
+                fact.get("rebuilt_error"),
             )
             for i, fact in enumerate(facts)
         ]

@@ -53,7 +53,11 @@ def counts(counts: dict[str, dict[str, int]], classes: Sequence[str], images: di
 
 
 def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
-    """Loss, accuracy, validation AUC and learning rate over epochs (figure 5 of the HATR paper)."""
+    """Loss, accuracy, validation AUC and learning rate over epochs (figure 5 of the HATR paper).
+
+    Of a model that rebuilds its input also the error of that.
+    """
+    rebuilt = any(e.get("reconstruction") is not None for e in epochs)
     x = [e["epoch"] for e in epochs]
 
     def line(axis: Any, key: str, colour: str, label: str, dash: str = "-") -> None:
@@ -63,7 +67,7 @@ def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
             axis.plot(*zip(*points), dash, color=colour, label=label, **mark)
 
     def paint(axes: list[Any]) -> None:
-        loss, accuracy, auc, rate = axes
+        loss, accuracy, auc, rate = axes[:4]
         for axis, part, title in ((loss, "loss", "Loss"), (accuracy, "accuracy", "Accuracy")):
             line(axis, f"train_{part}", MUTED, "training", "--")
             line(axis, f"val_{part}", BLUE, "validation")
@@ -76,6 +80,11 @@ def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
         rate.set_title("Learning rate")
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         rate.set_ylim(bottom=0)
+        if rebuilt:
+            line(axes[4], "reconstruction", MUTED, "training", "--")
+            axes[4].set_title("Reconstruction error")
+            axes[4].set_ylim(bottom=0)
+            axes[5].set_visible(False)
         for axis in axes:
             axis.locator_params(axis="x", nbins=8, integer=True)
             axis.set_xlim(min(x) - 0.4, max(x) + 0.4)
@@ -95,9 +104,8 @@ def training(epochs: Sequence[dict[str, Any]], best: int | None) -> Markup:
                 fontsize=9,
             )
 
-    return inline_svg(
-        "training", "Loss, accuracy, AUC and learning rate per epoch", paint, size=(FULL, 5.4), panels=(2, 2)
-    )
+    told = "Loss, accuracy, AUC and learning rate per epoch" + (", and reconstruction error" if rebuilt else "")
+    return inline_svg("training", told, paint, size=(FULL, 5.4), panels=(2, 3 if rebuilt else 2))
 
 
 def curve_panels(name: str, panels: Sequence[dict[str, Any]], confidence: float) -> Markup:

@@ -125,6 +125,11 @@ def pictures(found: Recorded) -> dict[str, Any]:
         if shown:
             groups.append({"title": f"{title} ({len(shown)} shown)", "pictures": shown})
     lead = "Test images as the model received them."
+    if any(p.rebuilt is not None for p in found.pictures):
+        lead += (
+            " Beside each, what the model rebuilt of it from its tokens: what is lost there, the tokens do not hold in "
+            "a form that one linear layer can read. It says nothing of what the answer rests on."
+        )
     if names:
         lead += (
             " Beside each, the weight that the model gave to each token, one flat cell per token. Weights say what was "
@@ -137,12 +142,22 @@ def pictures(found: Recorded) -> dict[str, Any]:
 
 def _shown(p: Picture, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     views = [{"image": picture(p.image), "alt": f"{p.id}, {p.label}"}]
+    if p.rebuilt is not None:
+        views.append({"image": picture(p.rebuilt), "alt": f"{p.id} as the model rebuilt it"})
     views += [
         {"image": picture(overlay(p.image, w, *ranges[name])), "alt": f"token weights {name} of {p.id}"}
         for name, w in p.weights.items()
     ]
     facts = {"id": p.id, "label": p.label, "predicted": p.predicted, "correct": p.correct, "of": p.of}
-    return {**facts, "probability": number(p.probability), "views": views}
+    return {**facts, "probability": number(p.probability), "views": views, "rebuilt": _rebuilt(p)}
+
+
+def _rebuilt(p: Picture) -> str:
+    """The error of the rebuilt image, beside what the one even grey that fits it best would have."""
+    if p.rebuilt is None or p.rebuilt_error is None:
+        return ""
+    even = float((p.image / 255.0).var(axis=(0, 1)).mean())
+    return f"mean squared error {p.rebuilt_error:.4f}, of one even tone {even:.4f}"
 
 
 def _scale_name(name: str, names: list[str], shown: tuple[Picture, ...]) -> str:

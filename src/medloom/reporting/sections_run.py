@@ -153,6 +153,9 @@ def training(found: Recorded) -> dict[str, Any]:
         facts.append(("All epochs", f"{sum(seconds) / 60:.1f} min"))
     if rate:
         facts.append(("Speed", f"{np.median(rate):.0f} images per second (median)"))
+    if epochs[-1].get("reconstruction") is not None:
+        weight = ((found.recipe or {}).get("loss") or {}).get("reconstruction")
+        facts.append(("Reconstruction", f"mean squared error, weight {weight} beside the loss that is drawn"))
     facts.append(("Interruptions", interruptions(found.sessions)))
     for key, term in (("peak_memory", "Most memory"), ("peak_device_memory", "Most device memory")):
         peaks = [line[key] for line in found.sessions or () if isinstance(line.get(key), int)]

@@ -1,17 +1,19 @@
-"""Which test images the report shows, and the weights that the model gave their tokens."""
+"""Which test images the report shows, what the model rebuilt of them, and the weights that it gave their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medloom.data.cache import DevicePixels, finish
 from medloom.data.preprocess import Preprocess
 from medloom.evaluation.predictions import Predictions
 from medloom.reporting.pictures import Picture
+from medloom.training.reconstruction import reconstruction_error
 
 RIGHT_PER_CLASS, WRONG_PER_CLASS = 2, 4
 
@@ -50,24 +52,41 @@ def pictures(
     table: Predictions,
     answers: np.ndarray,
     device: torch.device,
+    *,
+    rebuild: bool = False,
 ) -> list[Picture]:
-    """The chosen examples with token weights, where the model has them; ``rows`` are cache rows of the table."""
+    """The chosen examples with token weights, where the model has them.
+
+    Args:
+        rows: cache rows of the table.
+        rebuild: show what the model rebuilds of them; it must have ``train_outputs``.
+    """
     model.eval()
     chosen = []
     for i in choose(table, answers):
         x_u8_1CHW = pixels.gather(rows[i : i + 1])
+        x_1CHW = finish(x_u8_1CHW.to(device).float() / 255.0, preprocess)
         taps: dict = {}
-        model(finish(x_u8_1CHW.to(device).float() / 255.0, preprocess), taps=taps)
+        model(x_1CHW, taps=taps)
         weights = {
             name: tap.value[0].float().cpu().numpy().reshape(tap.grid)
             for name, tap in sorted(taps.items())
             if name.startswith("token_weight")
         }
         image_HWC = x_u8_1CHW[0].permute(1, 2, 0).cpu().numpy()
-        chosen.append(
-            _picture(table, answers, i, image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC, weights)
-        )
+        image = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
+        found = _picture(table, answers, i, image, weights)
+        chosen.append(_rebuilt(found, model, x_1CHW, preprocess) if rebuild else found)
     return chosen
+
+
+def _rebuilt(entry: Picture, model: nn.Module, x_1CHW: Tensor, preprocess: Preprocess) -> Picture:
+    """The entry with what the model makes of its tokens; grey where the image is, whatever channels the model has."""
+    reconstruction_1CHW = model.train_outputs(x_1CHW)["reconstruction"]  # type: ignore[operator]
+    error = float(reconstruction_error(reconstruction_1CHW, x_1CHW, preprocess))
+    rebuilt_HWC = (255 * reconstruction_1CHW[0].float().permute(1, 2, 0)).cpu().numpy()
+    rebuilt = rebuilt_HWC.mean(axis=2) if entry.image.ndim == 2 else rebuilt_HWC
+    return replace(entry, rebuilt=np.rint(rebuilt).astype(np.uint8), rebuilt_error=error)
 
 
 def _picture(

@@ -34,6 +34,7 @@ from medloom.training.fingerprint import fingerprint
 from medloom.training.loop import FitResult, fit
 from medloom.training.precision import choose_device
 from medloom.training.predict import predict_logits
+from medloom.training.reconstruction import reconstructs
 from medloom.workflows import score
 from medloom.workflows.environment import environment
 from medloom.workflows.examples import pictures
@@ -83,7 +84,8 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     metrics = score.write_metrics(run, scored, table, decision, recipe, temperature=temperature)
     shown, rows = (scored, prepared.rows("test")) if scored is not None else (table, prepared.rows("val"))
     answers = decide(shown, decision)
-    write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, shown, answers, device))
+    rebuild = reconstructs(model) and recipe.loss.reconstruction > 0  # else its decoder was never taught
+    write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, shown, answers, device, rebuild=rebuild))
     _bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
     write_report(run)
     return TrainedRun(run, metrics, time.monotonic() - started, notices=fitted.notices)
