@@ -105,6 +105,20 @@ def data_phantom(
     _finish(write_phantom_folder(out, patients=patients, size=size, seed=seed), as_json)
 
 
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str | None, typer.Argument(help="Data set, e.g. chestmnist; without it, list them.")] = None,
+    size: Annotated[int, typer.Option(help="Pixels per side: 28, 64, 128 or 224.")] = 28,
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
+    url: Annotated[str | None, typer.Option(help="Folder of a mirror; also MEDLOOM_MEDMNIST_URL.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a MedMNIST set: resumable, checked against its published sum. This verb uses the network."""
+    from medloom.workflows.fetch import fetch
+
+    _finish(fetch(name, size=size, out=out, url=url, quiet=as_json), as_json)
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A .yaml from recipes/ or your own.")],

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from medloom.config import DataConfig
+from medloom.data.medmnist_sets import set_of_file
 from medloom.data.records import SPLITS, Dataset, Record
 from medloom.errors import DataError
 
@@ -34,7 +35,10 @@ class _Header:
 
 
 def open_npz(path: Path, config: DataConfig) -> Dataset:
-    """Records of a MedMNIST file; ids are ``train/17``, classes ``0 .. K-1`` unless ``config.classes`` names them.
+    """Records of a MedMNIST file; ids are ``train/17``.
+
+    Classes are those of ``config.classes``, else the published names where the file bears a set's name
+    (``chestmnist_64.npz``) and their number fits, else ``0 .. K-1``.
 
     Raises:
         DataError: D116 key missing, wrong shape or type, labels outside the classes; D115 empty; D114 unreadable.
@@ -134,7 +138,7 @@ def _classes(
     low = min(int(a.min()) for a in arrays.values())
     high = max(int(a.max()) for a in arrays.values())
     count = next(iter(arrays.values())).shape[1] if several else high + 1
-    classes = named if named is not None else tuple(str(k) for k in range(max(count, 1)))
+    classes = named if named is not None else _published(path.stem, count, several)
     if low < 0 or (several and (high > 1 or len(classes) != count)) or (not several and high >= len(classes)):
         for split, labels in arrays.items():
             bad = (labels < 0) | (labels > 1 if several else labels >= len(classes))
@@ -148,6 +152,14 @@ def _classes(
                 )
         raise DataError("D116", path, f"{count} label columns but {len(classes)} classes", "Correct data.classes")
     return classes
+
+
+def _published(stem: str, count: int, several: bool) -> tuple[str, ...]:
+    """The labels that the file's name promises, where as many columns (or no more classes) are there."""
+    found = set_of_file(stem)
+    if found is not None and (count == len(found.labels) if several else count <= len(found.labels)):
+        return found.labels
+    return tuple(str(k) for k in range(max(count, 1)))
 
 
 def _array(path: Path, name: str) -> np.ndarray:

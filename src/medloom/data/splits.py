@@ -59,9 +59,9 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
 
     The source's own splits stand, with these exceptions, each with a notice: records without a split join train; a
     missing test part is carved from the training patients when ``test_fraction`` asks for one; a missing validation
-    part likewise; a validation part with fewer than ``min_val_per_class`` images in some class (of many labels: in every one) is merged into train
-    and ``val_fraction`` of the patients carved out instead, where that gives more; ``label_fraction`` keeps that
-    share of the training patients (a smaller share is a subset of a larger one).
+    part likewise; a validation part with fewer than ``min_val_per_class`` images in some class (of many labels: in
+    every one) is merged into train and ``val_fraction`` of the patients carved out instead, where that gives more;
+    ``label_fraction`` keeps that share of the training patients (a smaller share is a subset of a larger one).
 
     Carving is stratified by the rarest label of each group and by site. Groups that reach into a part that the
     source fixed stay in train.

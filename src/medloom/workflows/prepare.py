@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +41,8 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
         GateError: D124, too few validation images to choose a threshold on, where classes exclude each other.
-        UsageError: U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not those of the run.
+        UsageError: U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not
+            those of the run.
     """
     from medloom.data.audit import gate
     from medloom.data.splits import make_splits
@@ -60,8 +60,8 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     check_validation(split.dataset, recipe.data.accept, resume=resume)
     check_objective(recipe, multi_label=split.dataset.multi_label, n_classes=len(split.dataset.classes))
     few = few_positives(split.dataset, recipe)
-    if few is not None and not quiet:
-        print(few, file=sys.stderr)
+    if few is not None:
+        Progress("splitting", quiet=quiet).keep(few)
     if resume:
         before = read_csv(run.records, path)
         if before.hash() != split.dataset.hash():
