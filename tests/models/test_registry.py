@@ -122,7 +122,7 @@ def test_options_are_told_with_their_defaults() -> None:
     assert model_options("hatr")["scales"] == ((2, 1), (3, 2))
     assert model_options("hatr_resnet50")["trunk_stride"] is None
     assert "trunk" not in model_options("hatr_resnet50")
-    assert set(model_options("timm/resnet10t")) == {"dropout", "drop_path"}
+    assert set(model_options("timm/resnet10t")) == {"dropout", "drop_path", "head_hidden", "checkpointing"}
 
 
 def test_an_image_need_not_be_square() -> None:

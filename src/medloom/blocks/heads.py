@@ -25,6 +25,18 @@ class PooledHead(nn.Module):
         return self.fc(self.drop(x_BCHW.mean(dim=(2, 3))))
 
 
+def hidden_head(in_features: int, hidden: int, num_classes: int, *, dropout: float = 0.0) -> nn.Sequential:
+    """Linear, ReLU, dropout, linear: ``(B, in_features) -> (B, K)``, started as Keras starts its dense layers.
+
+    Reference: Glorot and Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
+    """
+    layers = nn.Linear(in_features, hidden), nn.Linear(hidden, num_classes)
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.ReLU(), nn.Dropout(dropout), layers[1])
+
+
 class AttentionPool(nn.Module):
     """One learned query attends to all tokens; parameter names are timm's, so that its ``map`` weights load.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medloom.blocks.heads import hidden_head
 from medloom.blocks.taps import Tap, Taps
 from medloom.errors import UsageError
 from medloom.models.sizes import check_cells, pair, probe, size_error
@@ -30,9 +31,16 @@ class TimmClassifier(nn.Module):
         in_chans: C; pretrained weights are converted by timm (summed over RGB for one channel).
         image_size: in pixels; networks with windows or position tables accept this one alone.
         pretrained: fetch timm's weights.
-        dropout: before the classifier; None leaves timm's default.
+        dropout: before the last linear layer; None leaves timm's default.
         drop_path: stochastic depth; None leaves timm's default.
+        head_hidden: 0 leaves timm's one linear layer; else so many ReLU units stand between the pooled features and
+            the classifier (256 in the slides on ChestMNIST), and ``dropout`` behind them.
+        checkpointing: in training, keep a block's input and compute the rest again in the backward pass: less memory
+            for more time (DenseNet's concatenations above all). Running statistics then move twice a step.
         small_input: ResNet only, for 28 to 64 px: 3x3 stem with stride 1 and no max-pool, as in MedMNIST.
+
+    Raises:
+        UsageError: U208, a head that cannot be widened, a network that offers no checkpointing.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class TimmClassifier(nn.Module):
         pretrained: bool = False,
         dropout: float | None = None,
         drop_path: float | None = None,
+        head_hidden: int = 0,
+        checkpointing: bool = False,
         small_input: bool = False,
     ) -> None:
         super().__init__()
@@ -56,8 +66,10 @@ class TimmClassifier(nn.Module):
             image_size=self.image_size,
             pretrained=pretrained,
             num_classes=num_classes,
-            **_given(drop_rate=dropout, drop_path_rate=drop_path),
+            **_given(drop_rate=None if head_hidden else dropout, drop_path_rate=drop_path),
         )
+        if head_hidden:
+            _widen_head(network, head_hidden, num_classes, dropout or 0.0)
         self.fixed_size = has_fixed_size(name)
         if small_input:
             _shrink_stem(network, in_chans)
@@ -65,6 +77,24 @@ class TimmClassifier(nn.Module):
         check_cells(name, self.image_size, smallest)
         probe(network, next(network.parameters()), name, in_chans, self.image_size)
         self.network = network
+        self.checkpointing = checkpointing
+        self.train()
+
+    def train(self, mode: bool = True) -> TimmClassifier:
+        """As ``nn.Module.train``; checkpointing is for training alone, answers and exports never meet it.
+
+        Raises:
+            UsageError: U208, this network offers no checkpointing.
+        """
+        super().train(mode)
+        if self.checkpointing:
+            try:
+                self.network.set_grad_checkpointing(mode)
+            except (AssertionError, AttributeError):
+                raise UsageError(
+                    "U208", f"model {self.name}", "timm has no checkpointing for it", "Leave checkpointing out"
+                ) from None
+        return self
 
     def forward(self, x_BCHW: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, K)``; taps ``features.0`` ... hold the maps ``(B, D, h, w)`` from fine to coarse.
@@ -83,7 +113,9 @@ class TimmClassifier(nn.Module):
 
     def head_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the classes."""
-        head = {id(parameter) for parameter in self.network.get_classifier().parameters()}
+        classifier = self.network.get_classifier()
+        last = classifier[-1] if isinstance(classifier, nn.Sequential) else classifier
+        head = {id(parameter) for parameter in last.parameters()}
         return tuple(name for name, parameter in self.named_parameters() if id(parameter) in head)
 
     def parameter_blocks(self) -> dict[str, int | None]:
@@ -189,6 +221,8 @@ def timm_classifier(
     pretrained: bool = False,
     dropout: float | None = None,
     drop_path: float | None = None,
+    head_hidden: int = 0,
+    checkpointing: bool = False,
 ) -> TimmClassifier:
     """Any timm network by its timm name; see :class:`TimmClassifier`."""
     return TimmClassifier(
@@ -199,6 +233,8 @@ def timm_classifier(
         pretrained=pretrained,
         dropout=dropout,
         drop_path=drop_path,
+        head_hidden=head_hidden,
+        checkpointing=checkpointing,
     )
 
 
@@ -219,6 +255,14 @@ def _shrink_stem(network: Any, in_chans: int) -> None:
     network.maxpool = nn.Identity()
 
 
+def _widen_head(network: Any, hidden: int, num_classes: int, dropout: float) -> None:
+    name = network.pretrained_cfg.get("classifier")
+    classifier = network.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(classifier, nn.Linear):
+        raise UsageError("U208", "option head_hidden", "this network's head is not one linear layer", "Leave it out")
+    network.set_submodule(name, hidden_head(classifier.in_features, hidden, num_classes, dropout=dropout))
+
+
 def _write_maps(taps: Taps, maps: list[Tensor]) -> None:
     for i, x_BDhw in enumerate(maps):
         taps[f"features.{i}"] = Tap(x_BDhw, grid=tuple(x_BDhw.shape[-2:]))
@@ -229,6 +273,8 @@ def _blocks_of(network: Any) -> dict[str, int | None]:
     from timm.models import group_parameters
 
     matcher = network.group_matcher(coarse=False)
+    if not isinstance(matcher, dict) or "blocks" not in matcher:
+        return {}  # the few that group otherwise are grouped by their names
     group_of = group_parameters(network, matcher, reverse=True)
     patterns = matcher["blocks"]
     patterns = [patterns] if isinstance(patterns, str) else [pattern for pattern, _ in patterns]

@@ -195,6 +195,13 @@ class MedViT(nn.Module):
         """Names of the parameters whose shape depends on the classes."""
         return ("proj_head.0.weight", "proj_head.0.bias")
 
+    def parameter_blocks(self) -> dict[str, int | None]:
+        """For each parameter the block that it belongs to, from 0 at the input; None outside of blocks."""
+        return {
+            name: int(name.split(".")[1]) if name.startswith("features.") else None
+            for name, _ in self.named_parameters()
+        }
+
     def _check_size(self, size: tuple[int, int]) -> None:
         """Along the reading order a stage must have as many tokens as one key averages; squares may be cut."""
         for stage, width in enumerate(ATTENTION_WIDTHS):
