@@ -59,7 +59,7 @@ class PreprocessConfig(Part):
     channels: Literal["grey", "replicate", "pseudocolor", "rgb"] = "replicate"
     intensity: Literal["none", "percentile", "equalize"] = "none"
     percentiles: tuple[float, float] = (0.5, 99.5)
-    statistics: Literal["paper", "imagenet", "train", "half"] = "paper"
+    statistics: Literal["paper", "imagenet", "train", "half", "unit"] = "paper"
 
 
 class ModelConfig(Part):

@@ -40,7 +40,7 @@ def any_preprocess(draw: st.DrawFn) -> Preprocess:
         resize=draw(st.sampled_from(["squash", "pad", "crop"])),
         channels=draw(st.sampled_from(["grey", "replicate", "pseudocolor", "rgb"])),
         intensity=draw(st.sampled_from(["none", "percentile", "equalize"])),
-        statistics=draw(st.sampled_from(["paper", "imagenet", "half"])),
+        statistics=draw(st.sampled_from(["paper", "imagenet", "half", "unit"])),
     )
     return Preprocess.from_config(config)
 
@@ -195,6 +195,7 @@ def test_pseudocolour_is_three_windows_that_keep_everything() -> None:
 def test_statistics_by_name() -> None:
     assert Preprocess.from_config(PreprocessConfig()).mean == (0.485, 0.485, 0.485)
     assert Preprocess.from_config(PreprocessConfig(channels="grey", statistics="half")).std == (0.5,)
+    assert Preprocess.from_config(PreprocessConfig(channels="grey", statistics="unit")).mean == (0.0,)
     assert Preprocess.from_config(PreprocessConfig(statistics="imagenet")).mean == IMAGENET_MEAN
     grey = Preprocess.from_config(PreprocessConfig(channels="grey", statistics="imagenet"))
     assert grey.mean == pytest.approx((0.449,), abs=1e-9)

@@ -100,7 +100,7 @@ class Preprocess:
             if width == 1:
                 mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         else:
-            pair = (PAPER_MEAN, PAPER_STD) if config.statistics == "paper" else (0.5, 0.5)
+            pair = {"paper": (PAPER_MEAN, PAPER_STD), "half": (0.5, 0.5), "unit": (0.0, 1.0)}[config.statistics]
             mean, std = (pair[0],) * width, (pair[1],) * width
         made = cls(size, config.resize, config.channels, config.intensity, config.percentiles, mean, std)
         if config.statistics != "train" or train_pixels is None:
