@@ -55,6 +55,8 @@ CASES = {name: Case() for name in list_models()} | {
     "convnext_deit": Case(sizes=(32, 64), heavy_export=True),
     "convnext_deit_tiny": Case(sizes=(32, 64), heavy_export=True),
     "convnext_deit_atto": Case(),
+    "token_pruned": Case(options={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "second_keep": 0.5}),
+    "token_pruned_resnet18": Case(),
     "medvit_tiny": Case(settle=True, heavy_export=True),
     "medvit_small": Case(settle=True, heavy_export=True),
     "medvit_base": Case(settle=True, heavy_export=True),
@@ -132,6 +134,11 @@ def test_taps_change_nothing(name: str, model: nn.Module, x_BCHW: torch.Tensor) 
         elif key.startswith("token_weight."):
             assert tap.value.shape == (2, positions), key
             assert ((tap.value > 0) & (tap.value < 1)).all()
+        elif key == "kept":
+            assert tap.value.shape == (2, positions)
+            assert set(tap.value.unique().tolist()) == {0.0, 1.0}
+        elif key == "token_score":
+            assert tap.value.shape == (2, positions)
         elif key == "cross_attention":
             torch.testing.assert_close(tap.value.sum(-1), torch.ones(tap.value.shape[:-1]))
             assert tap.value.shape[-1] == positions

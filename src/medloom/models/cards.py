@@ -213,6 +213,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "token_pruned": {
         "summary": "CNN-ViT hybrid that keeps the best half of its tokens (keep_rate), with a light convolutional stem",
         "parameters": 22_430_837,
+        "macs": 2_612_170_368,
         "source": "MedLoom's own design; EViT arXiv 2202.07800, SPViT arXiv 2112.13890, stem arXiv 2106.14881",
         "reading": "one stem scores and embeds; ViT-S blocks; top-k in multiples of 8, one package token for the rest; "
         "keep_rate=1 is the dense twin",
@@ -221,6 +222,7 @@ CARDS: dict[str, dict[str, str | int]] = {
     "token_pruned_resnet18": {
         "summary": "the same on ResNet-18 up to stride 16, with six blocks",
         "parameters": 13_644_037,
+        "macs": 2_513_925_760,
         "source": "MedLoom's own design; the trunk of the plan 'CNN-ViT dynamic token pruning' (2025)",
         "reading": "the ViT is shortened, or the trunk eats what pruning saves",
         "criticism": _PRUNED_CRITICISM,

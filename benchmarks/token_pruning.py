@@ -1,0 +1,222 @@
+"""Is a model with fewer tokens faster by the clock? Every row against its unpruned twin, in a process of its own.
+
+    python benchmarks/token_pruning.py                       # all rows, all runtimes that are installed
+    python benchmarks/token_pruning.py --rows "keep 0.5" --runtimes eager
+
+A row and its twin have the same weights and take turns on the same images, so the ratio of a turn does not see what
+else the machine does; the median of the ratios is given with the middle 90 percent of its bootstrap. Each row also
+says how many multiply-adds ran (counted, not computed from a formula), how many tokens each image kept, the largest
+difference between the runtime's answers and PyTorch's, and whether the runtime kept the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medloom.deployment.export import onnx_bytes
+from medloom.files import write_json
+from medloom.models.pruning import reduce_tokens
+from medloom.models.registry import create_model
+
+RUNTIMES = ("eager", "onnxruntime", "openvino")
+SIZE = 224
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to save tokens: a model, and what is done to it; ``goal`` is the least speed-up asked of it."""
+
+    model: str
+    keep: float
+    second: float = 1.0
+    method: str = "gate"
+    options: dict[str, Any] = field(default_factory=dict)
+    goal: float | None = None
+
+
+ROWS = {
+    "keep 0.7": Row("token_pruned", 0.7),
+    "keep 0.5": Row("token_pruned", 0.5, goal=1.6),
+    "keep 0.3": Row("token_pruned", 0.3, goal=2.2),
+    "keep 0.5, second cut 0.7": Row("token_pruned", 0.5, 0.7, goal=1.85),
+    "ResNet-18 stem, 6 blocks, keep 0.5": Row(
+        "token_pruned", 0.5, options={"trunk": "resnet18", "depth": 6}
+    ),
+    "ViT-S, EViT 0.7": Row("vit_small", 0.7, method="evit"),
+    "ViT-S, EViT 0.5": Row("vit_small", 0.5, method="evit"),
+    "ViT-S, ToMe to 0.2": Row("vit_small", 0.2, method="tome"),
+}  # fmt: skip
+
+
+class WithKept(nn.Module):
+    """Logits, and the mask of kept tokens, as outputs of one graph: to ask a runtime which tokens it kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        taps: dict[str, Any] = {}
+        logits_BK = self.model(x_BCHW, taps)
+        return torch.cat([logits_BK, taps["kept"].value], dim=1)
+
+
+def build(row: Row) -> tuple[nn.Module, nn.Module]:
+    """The dense twin and the pruned model, with the same weights."""
+    pair = []
+    for keep, second in ((1.0, 1.0), (row.keep, row.second)):
+        torch.manual_seed(0)
+        options = dict(row.options)
+        if row.method == "gate":
+            options |= {"keep_rate": keep, "second_keep": second}
+        model = create_model(row.model, num_classes=2, in_chans=1, image_size=SIZE, **options)
+        if row.method != "gate" and keep < 1.0:
+            reduce_tokens(model, row.method, keep_rate=keep)  # type: ignore[arg-type]
+        pair.append(model.eval())
+    return pair[0], pair[1]
+
+
+def runner(model: nn.Module, runtime: str, threads: int, batch: int) -> Callable[[np.ndarray], np.ndarray]:
+    """``float32 (B, 1, H, W) -> (B, ...)`` in that runtime."""
+    if runtime == "eager":
+        torch.set_num_threads(threads)
+
+        def answer(x_BCHW: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return model(torch.from_numpy(x_BCHW)).numpy()
+
+        return answer
+    torch.set_num_threads(1)
+    data = onnx_bytes(model, in_chans=1, size=(SIZE, SIZE))
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return lambda x_BCHW: session.run(None, {"image": x_BCHW})[0]
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(data, b"")
+    network.reshape([batch, 1, SIZE, SIZE])
+    compiled = core.compile_model(
+        network, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    )  # fmt: skip
+    return lambda x_BCHW: compiled(x_BCHW)[0]
+
+
+def measure(name: str, runtime: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row in one runtime: ratios at batch 1 and 16, and parity."""
+    row = ROWS[name]
+    rng = np.random.default_rng(0)
+    images = rng.random((16, 1, SIZE, SIZE), dtype=np.float32)
+    result: dict[str, Any] = {}
+    for batch in (1, 16):
+        dense, pruned = build(row)
+        sides = [runner(model, runtime, arguments.threads, batch) for model in (dense, pruned)]
+        x_BCHW = images[:batch]
+        for side in sides:
+            side(x_BCHW), side(x_BCHW)
+        turns = []
+        for _ in range(arguments.repeats if batch == 1 else max(arguments.repeats // 4, 5)):
+            turn = []
+            for side in sides:
+                started = time.perf_counter()
+                side(x_BCHW)
+                turn.append(time.perf_counter() - started)
+            turns.append(turn)
+        seconds = np.array(turns)
+        ratios = seconds[:, 0] / seconds[:, 1]
+        draws = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+        result[f"batch {batch}"] = {
+            "faster": round(float(np.median(ratios)), 3),
+            "low": round(float(np.quantile(draws, 0.05)), 3),
+            "high": round(float(np.quantile(draws, 0.95)), 3),
+            "dense_ms": round(1000 * float(np.median(seconds[:, 0])) / batch, 2),
+            "pruned_ms": round(1000 * float(np.median(seconds[:, 1])) / batch, 2),
+            "turns": len(turns),
+        }
+    if runtime != "eager":
+        result["parity"] = parity(row, runtime, images[:4], arguments.threads)
+    return result
+
+
+def parity(row: Row, runtime: str, x_BCHW: np.ndarray, threads: int) -> dict[str, Any]:
+    """Largest difference of the answers, and whether the same tokens were kept."""
+    _, pruned = build(row)
+    model = pruned if row.method == "tome" else WithKept(pruned)
+    there = runner(model, runtime, threads, len(x_BCHW))(x_BCHW)
+    with torch.inference_mode():
+        here = model(torch.from_numpy(x_BCHW)).numpy()
+    found: dict[str, Any] = {"largest_difference": float(np.abs(there[:, :2] - here[:, :2]).max())}
+    if row.method != "tome":
+        found |= {"same_tokens": bool((there[:, 2:] == here[:, 2:]).all()), "kept": int(here[0, 2:].sum())}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES), choices=RUNTIMES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=40, help="turns at batch 1; a quarter of it at batch 16")
+    parser.add_argument("--one", nargs=2, metavar=("ROW", "RUNTIME"), help="only this, as JSON")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "token_pruning.json")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(*arguments.one, arguments)))
+        return
+    whole = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
+    whole |= {
+        "question": "how many times faster than the same network with all its tokens; medians of paired ratios",
+        "size": SIZE,
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    for name in arguments.rows:
+        for runtime in arguments.runtimes:
+            load = os.getloadavg()[0]
+            command = [sys.executable, __file__, "--one", name, runtime]
+            command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{name}, {runtime}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+                continue
+            found = json.loads(done.stdout.splitlines()[-1]) | {"load_before": round(load, 2)}
+            whole["rows"].setdefault(name, {"goal": ROWS[name].goal})[runtime] = found
+            write_json(arguments.out, whole)
+            print(f"{name}, {runtime}: {json.dumps(found)}", flush=True)
+
+
+def processor() -> str:
+    """Name of the CPU where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()

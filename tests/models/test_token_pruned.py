@@ -1,0 +1,145 @@
+"""The token-pruned hybrid: keep rates on one set of weights, choice by score, adaptive mode, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medloom.blocks.taps import Taps
+from medloom.deployment.export import onnx_bytes
+from medloom.deployment.runtime import Runtime
+from medloom.errors import ModelError, UsageError
+from medloom.models.pruning import reduce_tokens
+from medloom.models.registry import create_model
+from medloom.models.token_pruned import TokenPruned
+from medloom.models.weights import load_weights
+
+SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def build(**options: object) -> TokenPruned:
+    torch.manual_seed(0)
+    model = create_model("token_pruned", num_classes=2, in_chans=1, image_size=64, **{**SMALL, **options})
+    assert isinstance(model, TokenPruned)
+    return model.eval()
+
+
+@pytest.fixture
+def x_BCHW() -> torch.Tensor:
+    return torch.randn(3, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_one_checkpoint_serves_every_rate(x_BCHW: torch.Tensor) -> None:
+    model = build(keep_rate=1.0)
+    for rate in (1.0, 0.75, 0.5, 0.25):
+        model.set_keep(rate)
+        twin = build(keep_rate=rate)
+        torch.testing.assert_close(model(x_BCHW), twin(x_BCHW))
+        taps: Taps = {}
+        model(x_BCHW, taps)
+        assert taps["kept"].value.sum(1).tolist() == [64 * rate] * 3
+        assert taps["tokens"].value.shape[1] == 64 * rate + (1 if rate == 1.0 else 2)
+
+
+@torch.no_grad()
+def test_the_tokens_of_the_highest_score_are_kept(x_BCHW: torch.Tensor) -> None:
+    taps: Taps = {}
+    build(keep_rate=0.25)(x_BCHW, taps)
+    score, kept = taps["token_score"].value, taps["kept"].value
+    for s, k in zip(score, kept):
+        assert s[k == 1].min() >= s[k == 0].max()
+
+
+@torch.no_grad()
+def test_second_cut_is_a_part_of_the_first(x_BCHW: torch.Tensor) -> None:
+    first: Taps = {}
+    second: Taps = {}
+    build(keep_rate=0.5)(x_BCHW, first)
+    build(keep_rate=0.5, second_keep=0.5)(x_BCHW, second)
+    assert second["kept"].value.sum(1).tolist() == [16] * 3
+    assert (second["kept"].value <= first["kept"].value).all()
+
+
+@torch.no_grad()
+def test_adaptive_keeps_more_where_the_scores_are_flat(x_BCHW: torch.Tensor) -> None:
+    model = build(adaptive=True)
+    flat, peaked = torch.zeros(1, 64), torch.full((1, 64), -9.0)
+    peaked[0, :4] = 9.0
+    assert model.rates(torch.cat([flat, peaked])).tolist() == [1.0, 0.3]
+    together = model(x_BCHW)
+    torch.testing.assert_close(together, torch.cat([model(x[None]) for x in x_BCHW]))
+    taps: Taps = {}
+    torch.testing.assert_close(model(x_BCHW, taps), together, atol=1e-5, rtol=0)
+    assert taps["kept"].value.shape == (3, 64)
+
+
+def test_scores_get_a_gradient_from_both_stages(x_BCHW: torch.Tensor) -> None:
+    model = build(keep_rate=0.5)
+    for name in ("scorer_logits", "logits"):
+        model.zero_grad()
+        model.train_outputs(x_BCHW)[name].square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.scorer.parameters()), name
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.5, -1.0])
+def test_keep_rate_outside_0_to_1_is_refused(rate: float) -> None:
+    model = build()
+    with pytest.raises(UsageError, match="U208"):
+        model.set_keep(rate)
+    with pytest.raises(UsageError, match="U208"):
+        build(keep_rate=rate)
+
+
+def test_image_smaller_than_a_patch_is_refused(x_BCHW: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match="C511"):
+        create_model("token_pruned", num_classes=2, image_size=8)
+    with pytest.raises(ModelError, match="C511"):
+        build()(x_BCHW[:, :, :60])
+
+
+def test_weights_of_another_grid_are_interpolated_and_of_another_patch_refused(tmp_path: Path) -> None:
+    save_file(build().state_dict(), tmp_path / "model.safetensors")
+    larger = create_model("token_pruned", num_classes=2, in_chans=1, image_size=128, **SMALL)
+    notices = load_weights(larger, tmp_path)
+    assert any("position_1Dhw converted from 1x32x8x8 to 1x32x16x16" in notice for notice in notices)
+    other = create_model("token_pruned", num_classes=2, in_chans=1, image_size=128, **{**SMALL, "patch_size": 16})
+    with pytest.raises(ModelError, match="C505"):
+        load_weights(other, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["gate", "evit", "tome"])
+@torch.no_grad()
+def test_onnx_answers_as_torch_does(x_BCHW: torch.Tensor, method: str) -> None:
+    if method == "gate":
+        model: torch.nn.Module = build(keep_rate=0.5, second_keep=0.5)
+    else:
+        torch.manual_seed(0)
+        model = create_model(
+            "vit", num_classes=2, in_chans=1, image_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2
+        ).eval()
+        reduce_tokens(model, method, keep_rate=0.5)  # type: ignore[arg-type]
+    runtime = Runtime(onnx_bytes(model, in_chans=1, size=(64, 64)))
+    for images in (x_BCHW, x_BCHW[:1]):
+        torch.testing.assert_close(torch.from_numpy(runtime.logits(images.numpy())), model(images), atol=1e-4, rtol=0)
+
+
+def test_reduction_needs_a_body_of_ours() -> None:
+    with pytest.raises(UsageError, match="U208"):
+        reduce_tokens(torch.nn.Linear(2, 2), "evit")
+    with pytest.raises(UsageError, match="U208"):
+        reduce_tokens(create_model("vit_tiny", num_classes=2, image_size=32), "other")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "hatr_conv2d"])
+@torch.no_grad()
+def test_none_takes_all_tokens_again(name: str) -> None:
+    model = create_model(name, num_classes=2, image_size=96).eval()
+    x_BCHW = torch.randn(2, 3, 96, 96)
+    before = model(x_BCHW)
+    reduce_tokens(model, "tome", keep_rate=0.5)
+    assert (model(x_BCHW) - before).abs().max() > 1e-6
+    torch.testing.assert_close(reduce_tokens(model, "none")(x_BCHW), before)
