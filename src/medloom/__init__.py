@@ -18,6 +18,7 @@ _HOMES = {
     "train": "medloom.workflows.train",
     "evaluate": "medloom.workflows.evaluate",
     "audit": "medloom.workflows.audit",
+    "compare": "medloom.workflows.compare",
     "load": "medloom.deployment.bundle",
     "MedloomError": "medloom.errors",
 }
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from medloom.models.registry import create_model as create_model
     from medloom.models.registry import list_models as list_models
     from medloom.workflows.audit import audit as audit
+    from medloom.workflows.compare import compare as compare
     from medloom.workflows.evaluate import evaluate as evaluate
     from medloom.workflows.train import train as train
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def count_macs(model: nn.Module, in_chans: int, image_size: int | Sequence[int])
     return int(counter.get_total_flops()) // 2
 
 
-def macs_of(name: str, *, num_classes: int = 2, in_chans: int = 3, image_size: int = 224, **options: object) -> int:
+def macs_of(name: str, *, num_classes: int = 2, in_chans: int = 3, image_size: int = 224, **options: Any) -> int:
     """The same of a registered model (or ``timm/NAME``), without making its weights; raises what ``create_model``
     raises."""
     with torch.device("meta"):

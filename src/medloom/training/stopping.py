@@ -30,6 +30,10 @@ class StopRequests:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def requested(self) -> str | None:
+        """The first signal so far: asked anew each time, for it may come at any moment."""
+        return self.received
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number).name

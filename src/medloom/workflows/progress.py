@@ -30,16 +30,26 @@ class Progress:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Tell that ``done`` of ``total`` units are finished."""
-        now = time.monotonic()
-        if self.quiet or now - self.last < (0.2 if self.live else LOG_SECONDS):
+        if not self._due():
             return
-        self.last = now
-        elapsed = now - self.started
+        elapsed = self.last - self.started
         left = elapsed / done * (total - done) if done else None
         text = f"{self.title} {done}/{total}"
         if left is not None:
             text += f", {duration(left)} left"
         self.line(f"{text} {note}".rstrip())
+
+    def sometimes(self, text: str) -> None:
+        """Show a line, if the last one has stood for a while."""
+        if self._due():
+            self.line(text)
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if self.quiet or now - self.last < (0.2 if self.live else LOG_SECONDS):
+            return False
+        self.last = now
+        return True
 
     def line(self, text: str) -> None:
         """Show a line: over the last one on a terminal, below it elsewhere."""
