@@ -19,6 +19,7 @@ from medloom.blocks.taps import Taps
 from medloom.errors import ModelError, UsageError
 from medloom.models.medvit import LTB, MedViT
 from medloom.models.registry import count_parameters, create_model
+from medloom.training.optimizers import layers
 
 SHALLOW: dict[str, Any] = {"depths": (1, 2, 2, 2), "num_classes": 3}
 COUNTS = {
@@ -196,3 +197,15 @@ def test_stage_blocks_are_where_the_paper_puts_them() -> None:
 def test_an_odd_last_column_counts_fully() -> None:
     layer = PatchProjection(32, 32, stride=2)
     assert torch.equal(layer.pool(torch.ones(1, 32, 3, 3)), torch.ones(1, 32, 2, 2))
+
+
+def test_layers_are_stem_blocks_and_head() -> None:
+    with torch.device("meta"):
+        model = create_model("medvit_tiny", num_classes=2)
+    blocks = model.parameter_blocks()
+    assert blocks.keys() == dict(model.named_parameters()).keys()
+    assert blocks["stem.3.conv.weight"] is blocks["norm.weight"] is blocks["proj_head.0.weight"] is None
+    assert sorted({block for block in blocks.values() if block is not None}) == list(range(15))
+    depth = layers(model)
+    assert depth["stem.0.conv.weight"] == 0 < depth["features.0.mhca.norm.weight"] < depth["features.14.norm1.weight"]
+    assert depth["norm.weight"] == depth["proj_head.0.weight"] == max(depth.values())
