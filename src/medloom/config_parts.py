@@ -137,6 +137,9 @@ class TrainConfig(Part):
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    freeze_epochs: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="epochs at the start in which the trunk stands still"
+    )
     label_smoothing: Fraction = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     ema_decay: Fraction = 0.0

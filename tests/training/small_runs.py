@@ -54,6 +54,18 @@ class Noisy(nn.Module):
         return self.head(self.drop(x))
 
 
+class Held(nn.Module):
+    """A trunk that can be frozen; no batch statistics, no dropout."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4))
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x).relu().mean((2, 3)))
+
+
 def rebuilding(classes: int = 2, dropout: float = 0.0) -> nn.Module:
     """A model that rebuilds its input: RR-ViT at its smallest."""
     sizes = {"image_size": SIZE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -10,6 +10,7 @@ from small_runs import recipe
 from torch import nn
 
 from medloom.config import TrainConfig
+from medloom.models.registry import create_model, list_models
 from medloom.training.optimizers import layers, make_optimizer, parameter_groups, set_learning_rate
 from medloom.training.schedule import learning_rate
 
@@ -105,3 +106,40 @@ def test_the_rate_never_leaves_zero_to_peak(
 ) -> None:
     rate = learning_rate(step, per_epoch, total, config(schedule=schedule, warmup_epochs=warmup, step_epochs=(2,)))
     assert 0.0 <= rate <= 1.0
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_layers_of_every_model_rise_from_its_stem_to_its_classifier(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=3)
+    depth = layers(model)
+    assert set(depth) == {key for key, _ in model.named_parameters()}
+    last = max(depth.values())
+    assert {depth[key] for key in model.head_parameters()} == {last}
+    assert 2 <= last <= 13
+    assert set(range(1, last + 1)) <= set(depth.values()), "a depth without parameters shrinks the rate for nobody"
+    numbered = [value for key, value in depth.items() if ".blocks." in f".{key}" and not key.startswith("trunk.")]
+    assert numbered == sorted(numbered)
+    groups = parameter_groups(model, 0.05, 0.8)
+    assert max(group["scale"] for group in groups) == 1.0
+    assert min(group["scale"] for group in groups) == pytest.approx(0.8 ** (last - min(depth.values())))
+    assert sum(len(group["params"]) for group in groups) == len(depth)
+
+
+def test_layers_of_a_hybrid_put_its_tokens_behind_its_trunk() -> None:
+    with torch.device("meta"):
+        for name, tokens in (("hatr_resnet50", "cls_token"), ("convnext_deit", "deit.cls_token")):
+            depth = layers(create_model(name, num_classes=2))
+            trunk = [value for key, value in depth.items() if key.startswith("trunk.")]
+            assert max(trunk) <= depth[tokens] < max(depth.values())
+            assert trunk == sorted(trunk)
+
+
+def test_layers_of_a_convnext_follow_its_stages() -> None:
+    with torch.device("meta"):
+        depth = layers(create_model("convnext_base", num_classes=2))
+    assert depth["network.stem.0.weight"] == 0
+    assert depth["network.stages.0.blocks.0.gamma"] == depth["network.stages.0.blocks.2.gamma"] == 1
+    assert depth["network.stages.2.downsample.1.weight"] == depth["network.stages.2.blocks.0.gamma"] == 3
+    assert depth["network.stages.3.blocks.2.gamma"] == 12
+    assert depth["network.head.fc.weight"] == depth["network.head.norm.weight"] == 13

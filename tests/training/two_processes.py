@@ -36,7 +36,8 @@ def scored(directory: Path, name: str, world: distributed.World) -> tuple[np.nda
     model = small_runs.build(getattr(small_runs, name))
     # 43 training images in steps of 7: sizes differ, shares are uneven.
     data = small_runs.splits(60, train=43)
-    small_runs.run(directory, small_runs.recipe(**WANTED), model=model, data=data, world=world)
+    wanted = WANTED | ({"freeze_epochs": 1} if name == "Held" else {})
+    small_runs.run(directory, small_runs.recipe(**wanted), model=model, data=data, world=world)
     source, _ = small_runs.pixels(61)
     counting = Counting(source, 61)
     logits = predict_logits(model, counting, small_runs.PREPROCESS, np.arange(61), 8, small_runs.CPU, world=world)

@@ -128,7 +128,7 @@ class ConvNeXtDeiT(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        _check(tap, embed_dim, num_heads)
+        _check(tap, embed_dim, num_heads, pretrained)
         self.trunk = TimmTrunk(
             trunk.removeprefix("timm/"),
             in_chans=in_chans,
@@ -201,11 +201,6 @@ class ConvNeXtDeiT(nn.Module):
         return part, f"DeiT's own names: {blocks}, without its patch embedding{head}"
 
     def _fetch_deit(self, embed_dim: int) -> None:
-        if embed_dim not in _PUBLISHED_DEIT:
-            widths = ", ".join(map(str, _PUBLISHED_DEIT))
-            raise UsageError(
-                "U208", "option pretrained", f"no DeiT of width {embed_dim} is published", f"Choose one of {widths}"
-            )
         published = create_network(
             _PUBLISHED_DEIT[embed_dim], in_chans=3, image_size=(224, 224), pretrained=True, num_classes=0
         )
@@ -232,8 +227,11 @@ convnext_deit_tiny = functools.partial(ConvNeXtDeiT, trunk="convnext_tiny", embe
 convnext_deit_atto = functools.partial(ConvNeXtDeiT, trunk="convnext_atto", embed_dim=192, num_heads=3, depth=4)
 
 
-def _check(tap: int, embed_dim: int, num_heads: int) -> None:
+def _check(tap: int, embed_dim: int, num_heads: int, pretrained: bool) -> None:
     if tap not in _STRIDE_OF_TAP:
         raise UsageError("U208", "option tap", f"{tap} is not known", "Choose 3 (stride 16) or 4 (stride 32)")
     if num_heads < 1 or embed_dim % num_heads:
         raise UsageError("U208", "option num_heads", f"{embed_dim} channels do not divide by {num_heads}", "Change one")
+    if pretrained and embed_dim not in _PUBLISHED_DEIT:
+        widths = ", ".join(map(str, _PUBLISHED_DEIT))
+        raise UsageError("U208", "option pretrained", f"no DeiT is {embed_dim} wide", f"Choose embed_dim of {widths}")

@@ -93,6 +93,7 @@ class HATR(nn.Module):
         mlp_ratio: hidden width of the blocks' MLP over D.
         dropout: on the tokens and in the blocks.
         drop_path: stochastic depth of the last block.
+        trunk_drop_path: stochastic depth of a timm trunk's last block; 0 leaves it out.
         reduction: of the channel gate.
         pretrained: fetch timm's weights for the trunk.
 
@@ -118,6 +119,7 @@ class HATR(nn.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
         drop_path: float = 0.1,
+        trunk_drop_path: float = 0.0,
         reduction: int = 16,
         pretrained: bool = False,
     ) -> None:
@@ -131,7 +133,9 @@ class HATR(nn.Module):
                 f"{embed_dim} channels do not divide by {num_heads}",
                 "Change one of the two",
             )
-        self.trunk, self.reduce, channels = _trunk(trunk, trunk_stride, in_chans, size, embed_dim, pretrained)
+        self.trunk, self.reduce, channels = _trunk(
+            trunk, trunk_stride, in_chans, size, embed_dim, trunk_drop_path, pretrained
+        )
         self.scales = nn.ModuleList()
         self.token_count = 0
         for kernel_size, stride in windows:
@@ -200,6 +204,10 @@ class HATR(nn.Module):
             taps["tokens"] = Tap(x_BND, grid=grid, prefix=1)
         return self.head(x_BND[:, 0])
 
+    def translate(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
+        """Weights of a timm network of the trunk's kind as those of the trunk, told in words; None for others."""
+        return self.trunk.translate(state, prefix="trunk.") if isinstance(self.trunk, TimmTrunk) else None
+
     def head_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the classes."""
         return ("head.weight", "head.bias")
@@ -211,7 +219,13 @@ hatr_resnet50 = functools.partial(HATR, trunk="resnet50")
 
 
 def _trunk(
-    name: str, stride: int | None, in_chans: int, size: tuple[int, int], embed_dim: int, pretrained: bool
+    name: str,
+    stride: int | None,
+    in_chans: int,
+    size: tuple[int, int],
+    embed_dim: int,
+    drop_path: float,
+    pretrained: bool,
 ) -> tuple[Conv2DTrunk | TimmTrunk, nn.Module, int]:
     """The trunk, its 1x1 reduction (the paper reduces ResNet's 2048 channels, not Conv2D's 256), channels behind it."""
     if name == "conv2d":
@@ -219,9 +233,16 @@ def _trunk(
             raise UsageError("U208", "option trunk_stride", f"conv2d has no map of stride {stride}", "Leave it out")
         if pretrained:
             raise UsageError("U208", "option pretrained", "conv2d has no published weights", "Leave it out")
+        if drop_path:
+            raise UsageError("U208", "option trunk_drop_path", "conv2d has no stochastic depth", "Leave it out")
         return Conv2DTrunk(in_chans=in_chans, image_size=size), nn.Identity(), Conv2DTrunk.channels
     trunk = TimmTrunk(
-        name.removeprefix("timm/"), in_chans=in_chans, image_size=size, stride=stride, pretrained=pretrained
+        name.removeprefix("timm/"),
+        in_chans=in_chans,
+        image_size=size,
+        stride=stride,
+        drop_path=drop_path,
+        pretrained=pretrained,
     )
     return trunk, conv_bn_relu(trunk.channels, embed_dim, 1), embed_dim
 

@@ -6,6 +6,7 @@ Reference: the rows C501, C502, C505 and C508 of docs/errors.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
     """Fill ``model`` from a safetensors file, or from ``model.safetensors`` in a folder.
 
     Three things are converted, each with a notice: position tables to another grid (bicubic), the first convolution to
-    another number of input channels (summed to one, or shared among several), half precision to single. Everything
-    else must agree in name and shape.
+    another number of input channels (summed to one, or shared among several), half precision to single. A model may
+    know other published names of itself or of one half (``translate``); what it keeps, leaves out and starts fresh is
+    told too. Everything else must agree in name and shape.
 
     Args:
         model: from :func:`medloom.create_model`; it is filled completely or not at all.
@@ -102,6 +104,12 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
     ):
         state = {_TIMM_WRAPPER + name: value for name, value in state.items()}
         notices.append("weights have timm's own names")
+    translate: Callable[[State], tuple[State, str] | None] | None = getattr(model, "translate", None)
+    if translate and not own.keys() <= state.keys() and (known := translate(state)):
+        state, told = known
+        rest = ", ".join(_parts(own.keys() - state, state))
+        notices += [f"weights have {told}", f"the rest stays as it was: {rest}"]
+        state = {**own, **state}
     head = set(_head_parameters(model))
     if new_head:
         state = {name: value for name, value in state.items() if name not in head}
@@ -164,6 +172,12 @@ def _head_parameters(model: Any) -> tuple[str, ...]:
 
 def _position_tables(model: Any) -> dict[str, tuple[int, tuple[int, int]]]:
     return model.position_tables() if hasattr(model, "position_tables") else {}
+
+
+def _parts(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Names of whole parts; of a part that ``others`` share, of its parts."""
+    shared = {name.partition(".")[0] for name in others}
+    return sorted({".".join(name.split(".")[: 2 if name.partition(".")[0] in shared else 1]) for name in names})
 
 
 def _some(names: list[str]) -> str:

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from medloom.data.preprocess import Preprocess
 from medloom.data.sampling import epoch_order
 from medloom.errors import DataError
 from medloom.files import RunDirectory
-from medloom.training import faults, optimizers
+from medloom.training import faults, freezing, optimizers
 from medloom.training.batches import Batch, Examples, Reader, deal, parts
 from medloom.training.distributed import World, accumulating, replicate, share_buffers
 from medloom.training.journal import Journal
@@ -151,6 +151,7 @@ def fit(
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
         journal.open(state, total_steps, resume=resume, accept=accept)
+        freezing.hold(model, state.epoch, config.freeze_epochs)
         this = _Run(
             recipe=recipe,
             train=train,
@@ -169,9 +170,12 @@ def fit(
         stopped = state.done
         with faults.memory_elsewhere(recipe):
             while stopped is None:
+                if freezing.hold(model, state.epoch, config.freeze_epochs):
+                    this = replace(this, net=replicate(trained_part(model), device, world))
                 finished = _train_epoch(this, state) and _finish_epoch(this, state)
                 stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)
+        freezing.hold(model, config.freeze_epochs + 1, config.freeze_epochs)
     return FitResult(stopped, state.epoch - 1, state.total, state.best, weights, tuple(journal.notices))
 
 
@@ -183,7 +187,7 @@ def _train_epoch(this: _Run, state: State) -> bool:
     # Where reading a number waits for the GPU, each step's numbers are looked at after the next step is under way.
     delay = 1 if this.reader.device.type == "cuda" else 0
     unread: list[faults.StepReport] = []
-    this.net.train()
+    freezing.train_mode(this.net)
     with closing(prefetch(this.reader.read, places)) as batches:
         for step in range(state.step, len(steps)):
             started = time.perf_counter()
