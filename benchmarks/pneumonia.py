@@ -75,7 +75,8 @@ def plan(which: str) -> list[Planned]:
         Planned("ablation_no_weighting", f"{prefix}_{small}", 0, (no_weight,)),
         Planned("ablation_direct_connection", f"{prefix}_{small}", 0, (one_scale, no_overlap, no_weight)),
     ]
-    return runs + [Planned(name, f"{prefix}_{name}", seed) for seed in (1, 2) for name in pairs]
+    runs += [Planned(name, f"{prefix}_{name}", seed) for seed in (1, 2) for name in pairs]
+    return sorted(runs, key=lambda r: r.name == vit)  # the slowest last
 
 
 def run_all(data: Path, which: str, runs: Path, minutes: float | None) -> None:

@@ -32,6 +32,7 @@ from medloom.files import RunDirectory, write_json
 from medloom.workflows.environment import environment
 
 PROJECT = Path(__file__).resolve().parents[1]
+TRUNK = ["model.name=resnet18", "model.options={}"]
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "without equalisation": ["preprocess.intensity=none"],
@@ -40,7 +41,11 @@ VARIANTS: dict[str, list[str]] = {
         "augment.noise=0", "augment.blur=0", "augment.erase=0", "augment.brightness=0.1",
     ],
     "without noise, blur, erasing": ["augment.noise=0", "augment.blur=0", "augment.erase=0"],
-    "trunk alone": ["model.name=resnet18", "model.options={}"],
+    "trunk alone": [*TRUNK],
+    "trunk without equalisation": [*TRUNK, "preprocess.intensity=none"],
+    "trunk without noise, blur, erasing": [*TRUNK, "augment.noise=0", "augment.blur=0", "augment.erase=0"],
+    "trunk, zooming out, without equalisation": [*TRUNK, "augment.zoom=[0.75, 1.0]", "preprocess.intensity=none"],
+    "trunk, zooming out too": [*TRUNK, "augment.zoom=[0.75, 1.0]"],
 }  # fmt: skip
 
 
