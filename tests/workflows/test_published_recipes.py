@@ -1,0 +1,40 @@
+"""Every recipe that is shipped can be read, and its network can be built at the size that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medloom.config import load_recipe
+from medloom.data.preprocess import Preprocess
+from medloom.models.registry import create_model
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+PAPER = ("densenet121", "efficientnet_b0", "coatnet_0", "maxvit_tiny", "convnext_deit", "convnext_deit_atto")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_builds_its_network_at_its_size(path: Path) -> None:
+    recipe = load_recipe(path)
+    preprocess = Preprocess.from_config(recipe.preprocess)
+    with torch.device("meta"):
+        model = create_model(
+            recipe.model.name,
+            num_classes=3,
+            in_chans=preprocess.in_chans,
+            image_size=preprocess.size,
+            **recipe.model.options,
+        ).eval()
+        assert model(torch.empty(2, preprocess.in_chans, *preprocess.size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", [*PAPER, "medvit_small", "resnet50", "hatr_resnet50", "vit_small", "conv2d"])
+def test_recipes_of_one_table_differ_in_their_network_alone(name: str) -> None:
+    reference = load_recipe(FOLDER / "pneumonia_resnet50.yaml").as_dict()
+    values = load_recipe(FOLDER / f"pneumonia_{name}.yaml").as_dict()
+    assert values["name"] == f"pneumonia_{name}"
+    assert values["model"]["name"] == name
+    for key in values.keys() - {"name", "model"}:
+        assert values[key] == reference[key], key
