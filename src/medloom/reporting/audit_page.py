@@ -13,7 +13,9 @@ from medloom.reporting import plots
 from medloom.reporting.file_facts import brightness, file_facts
 from medloom.reporting.page import picture, render
 from medloom.reporting.sections_run import exclusions, findings
-from medloom.reporting.wording import NOT_A_DEVICE, SPLITS, plural
+from medloom.reporting.wording import NOT_A_DEVICE, SPLITS, grouped, plural
+
+MOST_ACROSS = 8  # classes that fit side by side in a table
 
 
 def write_audit_page(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray]], path: str | Path) -> Path:
@@ -48,6 +50,9 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
     images = summary.get("images")
     total = images if isinstance(images, int) else sum(sum(c.values()) for c in counts.values())
     what = f"{plural(total, 'image')} of {plural(len(classes), 'class', 'classes')}. "
+    if summary.get("multi_label"):
+        none = summary.get("unlabelled") or 0
+        what = f"{plural(total, 'image')}, {plural(len(classes), 'label')}; {grouped(none)} images have none of them. "
     if refused:
         what += f"Training would refuse these data for {plural(len(refused), 'reason')}: "
         what += ", ".join(dict.fromkeys(r["code"] for r in refused)) + "."
@@ -66,6 +71,7 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
             {"split": s, "cells": [c.get(k, 0) for k in classes], "total": splits.get(s, sum(c.values()))}
             for s, c in counts.items()
         ],
+        upright=len(classes) > MOST_ACROSS,
         counts_note="An image with several labels is counted under each." if summary.get("multi_label") else "",
         rows=rows,
         exclusions=exclusions(audit),

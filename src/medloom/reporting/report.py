@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from medloom.files import RunDirectory, write_text
-from medloom.reporting import sections_context, sections_elsewhere, sections_evidence, sections_run
+from medloom.reporting import sections_context, sections_elsewhere, sections_evidence, sections_labels, sections_run
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.recorded import Recorded, read_run
 from medloom.reporting.sections_evidence import split_of
-from medloom.reporting.wording import METRICS, NOT_A_DEVICE, NOT_EXTERNAL, per_cent, plural
+from medloom.reporting.wording import LABEL_METRICS, METRICS, NOT_A_DEVICE, NOT_EXTERNAL, per_cent, plural
 
 SECTIONS = {
     "asked": "What was asked",
@@ -49,6 +49,7 @@ def report_html(found: Recorded) -> str:
     """The page of what was read."""
     absent = {m.file: f"{m.part[:1].upper()}{m.part[1:]}: {m.file} is {m.why}." for m in found.missing}
     recipe, environment = found.recipe or {}, found.environment or {}
+    labels = _of_labels(found)
     return render(
         "report.html",
         title=f"{recipe.get('name', found.name)}: MedLoom report",
@@ -61,17 +62,18 @@ def report_html(found: Recorded) -> str:
         flags=flags(found),
         verdict=verdict(found),
         contents=list(SECTIONS.values()),
-        keys=list(SECTIONS),
+        keys=[f"{key}_labels" if key in labels else key for key in SECTIONS],
+        labels=labels,
         absent=_Absent(absent),
         asked=sections_run.asked(found),
         data=sections_run.data(found),
         training=sections_run.training(found),
-        curves=sections_evidence.curves(found),
+        curves=sections_evidence.curves(found) if not labels else {},
         metrics=sections_evidence.metrics(found),
         decisions=sections_evidence.decisions(found),
         elsewhere=sections_elsewhere.elsewhere(found),
-        calibration=sections_evidence.calibration(found),
-        subgroups=sections_context.subgroups(found),
+        calibration=sections_evidence.calibration(found) if not labels else {},
+        subgroups=sections_context.subgroups(found) | ({"rows": []} if labels else {}),
         pictures=sections_context.pictures(found),
         published=sections_context.published(found),
         machine=sections_run.machine(found),
@@ -79,11 +81,24 @@ def report_html(found: Recorded) -> str:
     )
 
 
+def _of_labels(found: Recorded) -> dict[str, Any]:
+    """The sections that are another thing where labels are many; empty where classes exclude each other."""
+    if not sections_labels.applies(found) or not split_of(found):
+        return {}
+    return {
+        "discrimination": sections_labels.discrimination(found),
+        "decisions": sections_labels.decisions(found),
+        "calibration": sections_labels.calibration(found),
+        "subgroups": sections_labels.subgroups(found),
+    }
+
+
 def flags(found: Recorded) -> list[dict[str, str]]:
     """What a reader must know before any number: red for what was overridden or not shown, amber for limits."""
     out = [{"text": NOT_A_DEVICE, "tone": ""}]
     for code in sections_run.accepted(found):
-        titles = [f["title"] for f in (found.audit or {}).get("findings") or [] if f.get("code") == code]
+        findings = (found.audit or {}).get("findings") or []
+        titles = [f["title"] for f in findings if f.get("code") == code and f.get("severity") == "refuse"]
         out.append({"text": f"Gate {code} passed by hand{': ' + titles[0] if titles else ''}", "tone": "red"})
     out += [{"text": text, "tone": "red"} for text in sections_run.overridden(found)]
     if _beaten(found) is False:
@@ -118,15 +133,13 @@ def verdict(found: Recorded) -> dict[str, Any]:
     point = next((k for k, p in enumerate(test["operating_points"]) if p["metrics"]), None)
     unit = f" of {plural(test['patients'], 'patient')}" if content["unit"] == "patient" else ""
     many = content["task"] != "binary"
+    if content["task"] == "multi_label":
+        return _verdict_of_labels(found, unit, level)
     sentence = f"On {plural(test['n'], 'test image')}{unit}, "
     sentence += f"{'mean AUC over the classes' if many else 'AUC'} is {_told(whole['auc'], 'auc', level)}"
     tiles = [_tile(whole["auc"], "auc", "splits.test.metrics.auc", "no skill: 0.500")]
     if many or point is None:
-        shown = (
-            ("average_precision", "ece", "brier")
-            if content["task"] == "multi_label"
-            else ("accuracy", "balanced_accuracy", "f1")
-        )
+        shown = ("accuracy", "balanced_accuracy", "f1")
         tiles += [_tile(whole[n], n, f"splits.test.metrics.{n}", _trivial(whole[n], n, "trivial")) for n in shown]
         accuracy, where = whole["accuracy"], f"with the {test['decision']}"
     else:
@@ -144,13 +157,30 @@ def verdict(found: Recorded) -> dict[str, Any]:
         for n in ("sensitivity", "specificity"):
             tiles.append(_tile(at[n], n, f"{path}.{n}", _trivial(at[n], n, "same answers, shuffled")))
         accuracy, where = at["accuracy"], "at the threshold fixed on validation"
-    if content["task"] != "multi_label":
-        sentence += f"; {where}, accuracy is {_told(accuracy, 'accuracy', level)}"
-        if accuracy.get("baseline") is not None:
-            sentence += f", where always giving the commonest answer reaches {number(accuracy['baseline'], 'accuracy')}"
-            sentence += _beside(accuracy)
-    how = f"Bars: {level} intervals over resampled {content['unit']}s, from 0 to 1. Orange diamond: the trivial answer."
-    return {"sentence": sentence + ".", "tiles": tiles, "how": how}
+    sentence += f"; {where}, accuracy is {_told(accuracy, 'accuracy', level)}"
+    if accuracy.get("baseline") is not None:
+        sentence += f", where always giving the commonest answer reaches {number(accuracy['baseline'], 'accuracy')}"
+        sentence += _beside(accuracy)
+    return {"sentence": sentence + ".", "tiles": tiles, "how": _bars(content)}
+
+
+def _verdict_of_labels(found: Recorded, unit: str, level: str) -> dict[str, Any]:
+    whole = split_of(found)["metrics"]
+    words = {"auc": "no skill", "average_precision": "share of positives"}
+    tiles = [
+        {
+            **_tile(whole[n], n, f"splits.test.metrics.{n}", _trivial(whole[n], n, words.get(n, "calling nothing"))),
+            "label": LABEL_METRICS.get(n, METRICS[n]),
+        }
+        for n in ("auc", "average_precision", "accuracy", "exact_match")
+    ]
+    sentence = sections_labels.verdict(found, unit, level) + "."
+    return {"sentence": sentence, "tiles": tiles, "how": _bars(found.metrics or {})}
+
+
+def _bars(content: dict[str, Any]) -> str:
+    level, unit = per_cent(content["confidence"]), content["unit"]
+    return f"Bars: {level} intervals over resampled {unit}s, from 0 to 1. Orange diamond: the trivial answer."
 
 
 def _tile(entry: dict[str, Any], name: str, path: str, baseline: str) -> dict[str, Any]:
@@ -185,7 +215,8 @@ def _beaten(found: Recorded) -> bool | None:
 
 def _uncalibrated(found: Recorded) -> bool:
     recipe = found.recipe or {}
-    weighted = (recipe.get("imbalance") or {}).get("method") in ("class_weights", "focal")
+    weighted = (recipe.get("imbalance") or {}).get("method") in ("class_weights", "focal", "oversample", "undersample")
+    weighted |= (recipe.get("loss") or {}).get("name") in ("weighted_bce", "focal", "asymmetric")
     return weighted and (recipe.get("evaluation") or {}).get("calibration") == "none"
 
 

@@ -50,6 +50,11 @@ def subgroups(found: Recorded) -> dict[str, Any]:
 def published(found: Recorded) -> dict[str, Any]:
     """Table 2 of the HATR paper, and ours beside it where the task is the same."""
     test, content = split_of(found), found.metrics or {}
+    if content.get("task") == "multi_label":
+        lead = (
+            "No published table that is kept here was measured on these images; medloom compare sets runs side by side."
+        )
+        return {"rows": [], "lead": lead, "notes": ()}
     classes, n = tuple(content.get("classes") or ()), int(test.get("n") or 0)
     same = bool(classes) and is_the_papers_task(classes, n, int((test.get("counts") or {}).get(classes[-1]) or 0))
     rows: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from medloom.evaluation.questions import questions
 from medloom.reporting import plots
 from medloom.reporting.page import clock
 from medloom.reporting.recorded import Recorded
-from medloom.reporting.wording import METRICS, RULES, SPLITS, per_cent, plural
+from medloom.reporting.wording import LABEL_METRICS, METRICS, RULES, SPLITS, per_cent, plural
 
 _ON_A_SCALE = {"brier_skill", "log_loss", "slope", "intercept"}
 _MOST_PANELS = 16
@@ -70,13 +70,17 @@ def metrics(found: Recorded) -> dict[str, Any]:
     if not test:
         return {"rows": [], "caption": "", "level": "", "note": ""}
     unit = content.get("unit", "patient")
+    many = content.get("task") == "multi_label"
+    own = LABEL_METRICS if many else {}
+    trivial = "calling no finding in any image" if many else "always the commonest class"
     return {
-        "rows": [row(e, n, f"splits.test.metrics.{n}") for n, e in test["metrics"].items()],
+        "rows": [row(e, n, f"splits.test.metrics.{n}", own.get(n)) for n, e in test["metrics"].items()],
         "caption": f"{plural(test['n'], 'image')}, {plural(test['patients'], 'patient')}; answer: {test['decision']}",
         "level": per_cent(content["confidence"]),
-        "note": f"Intervals: {content['resamples']} resamples of {unit}s. Trivial: always the commonest class; for AUC "
+        "note": f"Intervals: {content['resamples']} resamples of {unit}s. Trivial: {trivial}; for AUC "
         "a coin, for average precision the share of positives, for Brier score and log loss the constant prevalence; "
-        "the orange diamond on each scale. Precision, recall and F1 are means over the classes.",
+        "the orange diamond on each scale. Precision, recall and F1 are means over the "
+        f"{'labels' if many else 'classes'}.",
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medloom.reporting import plots
+from medloom.reporting.model_facts import model_facts
 from medloom.reporting.page import clock
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.wording import SPLITS, asked_of, grouped, plural
@@ -20,7 +21,7 @@ def asked(found: Recorded) -> dict[str, Any]:
     """What the recipe asked for, and what model came of it."""
     return {
         "facts": [*asked_of(found.recipe), *changed(found)] if found.recipe else [],
-        "bundle": _bundle(found.model) if found.model else [],
+        "bundle": model_facts(found.model) if found.model else [],
     }
 
 
@@ -206,13 +207,6 @@ def machine(found: Recorded) -> dict[str, Any]:
         "ledger_columns": columns,
         "missing": found.missing,
     }
-
-
-def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    keys = ("architecture", "parameters", "classes", "expected_input", "latency", "parity", "licences", "provenance")
-    rows = flat({key: document.get(key) for key in keys})
-    name = (document.get("hashes") or {}).get("document")
-    return [*rows, ("bundle sha256", str(name))] if name else rows
 
 
 def flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:

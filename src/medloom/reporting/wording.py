@@ -23,6 +23,13 @@ METRICS = {
     "slope": "Calibration slope",
     "intercept": "Calibration intercept",
 }
+LABEL_METRICS = {
+    "auc": "AUC-ROC, mean",
+    "average_precision": "Average precision, mean",
+    "accuracy": "Label-wise accuracy",
+    "exact_match": "Exact match of all labels",
+}
+"""Where labels are many, what a metric is called that another task calls otherwise."""
 RULES = {
     "youden": "largest sum of sensitivity and specificity",
     "balanced_accuracy": "largest balanced accuracy",
@@ -76,6 +83,7 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Model", _options(str(model.get("name")), model)),
         ("Augmentation", _augmentation(recipe.get("augment") or {})),
+        ("Loss", _loss(recipe.get("loss") or {})),
         ("Imbalance", _imbalance(imbalance)),
         (
             "Training",
@@ -111,6 +119,7 @@ def _training_options(train: dict[str, Any]) -> str:
     words = {
         "warmup_epochs": "warm-up over {} epochs",
         "layer_decay": "layer decay {}",
+        "freeze_epochs": "trunk frozen for {} epochs",
         "label_smoothing": "label smoothing {}",
         "clip_norm": "gradients clipped at norm {}",
         "ema_decay": "EMA of the weights {}",
@@ -125,6 +134,22 @@ def _options(name: str, model: dict[str, Any]) -> str:
     options = "; ".join(f"{k} = {v}" for k, v in (model.get("options") or {}).items())
     start = "pretrained weights" if model.get("pretrained") else model.get("weights") or "random start"
     return f"{name}{' (' + options + ')' if options else ''}, {start}"
+
+
+def _loss(values: dict[str, Any]) -> str:
+    name = str(values.get("name") or "auto")
+    if name == "focal":
+        alpha = values.get("alpha")
+        return f"focal, gamma {brief(values.get('gamma'))}" + (f", alpha {brief(alpha)}" if alpha is not None else "")
+    if name == "asymmetric":
+        gammas = f"gamma {brief(values.get('gamma_positive'))} and {brief(values.get('gamma_negative'))}"
+        return f"asymmetric, {gammas} (positives, negatives), margin {brief(values.get('margin'))}"
+    words = {
+        "auto": "cross-entropy, one sigmoid each where labels are many",
+        "bce": "binary cross-entropy of each label",
+        "weighted_bce": "binary cross-entropy of each label, positives weighted",
+    }
+    return words.get(name, name.replace("_", "-"))
 
 
 def _imbalance(values: dict[str, Any]) -> str:

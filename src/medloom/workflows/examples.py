@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,13 +24,10 @@ def choose(table: Predictions, answers: np.ndarray) -> list[int]:
     collection of easy cases.
     """
     if table.multi_label:
-        confidence = table.probabilities.max(axis=1)
-        right = (answers == table.labels).all(axis=1)
-        groups: Sequence[np.ndarray] = [np.ones(len(table), dtype=bool)]
-    else:
-        confidence = table.probabilities[np.arange(len(table)), answers]
-        right = answers == table.labels
-        groups = [table.labels == k for k in range(len(table.classes))]
+        return _choose_of_labels(table, answers)
+    confidence = table.probabilities[np.arange(len(table)), answers]
+    right = answers == table.labels
+    groups = [table.labels == k for k in range(len(table.classes))]
     rows: list[int] = []
     for group in groups:
         wrong = np.flatnonzero(group & ~right)
@@ -41,6 +37,34 @@ def choose(table: Predictions, answers: np.ndarray) -> list[int]:
         middle = len(fine) // 2
         rows += fine[middle : middle + RIGHT_PER_CLASS].tolist()
     return rows
+
+
+def _choose_of_labels(table: Predictions, answers: np.ndarray) -> list[int]:
+    """The surest false calls, the findings missed with the lowest probability, and right answers with and without
+    findings.
+    """
+    truth, called = table.labels == 1, answers == 1
+    false_N = np.where(called & ~truth, table.probabilities, 0.0).max(axis=1)
+    missed_N = np.where(truth & ~called, 1.0 - table.probabilities, 0.0).max(axis=1)
+    right_N = (truth == called).all(axis=1)
+    rows: list[int] = []
+    for worst_N in (false_N, missed_N):
+        order = np.argsort(-worst_N, kind="stable")
+        rows += [int(i) for i in order if worst_N[i] > 0 and i not in rows][:WRONG_PER_CLASS]
+    for fine in (np.flatnonzero(right_N & truth.any(axis=1)), np.flatnonzero(right_N & ~truth.any(axis=1))):
+        order = fine[np.argsort(-table.probabilities[fine].max(axis=1), kind="stable")]
+        rows += order[len(order) // 2 :][:RIGHT_PER_CLASS].tolist()
+    return rows
+
+
+def _told_label(table: Predictions, answers: np.ndarray, i: int) -> int:
+    """The label whose probability says most about an answer: the surest false call, else the lowest miss."""
+    p_K, truth, called = table.probabilities[i], table.labels[i] == 1, answers[i] == 1
+    if (called & ~truth).any():
+        return int(np.where(called & ~truth, p_K, -1.0).argmax())
+    if (truth & ~called).any():
+        return int(np.where(truth & ~called, p_K, 2.0).argmin())
+    return int(p_K.argmax())
 
 
 @torch.inference_mode()
@@ -93,9 +117,9 @@ def _picture(
     table: Predictions, answers: np.ndarray, i: int, image: np.ndarray, weights: dict[str, np.ndarray]
 ) -> Picture:
     if table.multi_label:
-        label = "|".join(c for c, y in zip(table.classes, table.labels[i], strict=True) if y) or "none"
-        predicted = "|".join(c for c, y in zip(table.classes, answers[i], strict=True) if y) or "none"
-        of = int(table.probabilities[i].argmax())
+        label = ", ".join(c for c, y in zip(table.classes, table.labels[i], strict=True) if y) or "none"
+        predicted = ", ".join(c for c, y in zip(table.classes, answers[i], strict=True) if y) or "none"
+        of = _told_label(table, answers, i)
     else:
         label, predicted = table.classes[table.labels[i]], table.classes[answers[i]]
         of = len(table.classes) - 1 if len(table.classes) == 2 else int(answers[i])
