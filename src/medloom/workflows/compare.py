@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medloom.errors import UsageError
 from medloom.files import RunDirectory, exclusive, sweep_orphans
 from medloom.reporting.compared import read, refuse_mixtures
+from medloom.reporting.wording import plural
 from medloom.training.stopping import EXIT_CODES, StopRequests
 from medloom.workflows import compare_plan
 from medloom.workflows.compare_plan import Planned
@@ -91,7 +92,7 @@ def compare(
         todo = [p for p in planned if not _settled(p, costs, book)]
         left = run_all(
             todo,
-            {s: c.get("seconds", 0.0) for s, c in costs.items()},
+            {p.setting: costs.get(p.setting, {}).get("seconds", 0.0) for p in planned},
             folder=folder,
             book=book,
             stop=stop,
@@ -126,7 +127,7 @@ def _estimates(
 def _settled(one: Planned, costs: dict[str, dict[str, Any]], book: Book) -> bool:
     """Nothing to run: finished, or not possible at all, or trained and scored while its export was refused (exit 5):
     to run that again would only score the test images once more."""
-    if finished(one) or "seconds" not in costs.get(one.setting, {}):
+    if finished(one) or "error" in costs.get(one.setting, {}):
         return True
     failed = book.values.get(one.directory.root.name, {}).get("exit") == 5
     return failed and one.directory.metrics.exists()
@@ -172,7 +173,7 @@ def _leaderboard(
     if against and not content["published"]:
         lines.append(f"no published table of {content['data']['source']} is known here")
     if left:
-        lines.append(f"time is up: {left} runs remain; the same command goes on")
+        lines.append(f"time is up: {plural(left, 'run')} to go; the same command goes on")
     values = {"leaderboard": page, "out": folder, "remaining": left, "failed": problems, "content": content}
     return Outcome(values, (*lines, f"open {page}"), _exit_code(problems.values()))
 
