@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 from tests.reporting.run_fixture import make_run
 from tests.reporting.test_report import Page, lookup, report
 
