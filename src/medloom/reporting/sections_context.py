@@ -133,7 +133,7 @@ def pictures(found: Recorded) -> dict[str, Any]:
     if any(p.rebuilt is not None for p in found.pictures):
         lead += (
             " Beside each, what the model rebuilt of it from its tokens: what is lost there, the tokens do not hold in "
-            "a form that one linear layer can read. It says nothing of what the answer rests on."
+            "a form that one linear layer can read. Such a picture says nothing of what the answer rests on."
         )
     if names:
         lead += (
