@@ -223,15 +223,25 @@ def test_two_recipes_and_two_seeds_killed_in_the_middle_and_resumed(tmp_path: Pa
     arguments = ["compare", *(str(tmp_path / f"{n}.yaml") for n in ("one", "two", "broken")), "--data", str(data)]
     arguments += ["--seeds", "0,1", "--out", str(out), "--threads", "1"]
     command = [sys.executable, "-m", "medloom.cli", *arguments]
-    with (tmp_path / "log").open("wb") as sink:
-        for ending in (signal.SIGKILL, signal.SIGTERM):
+
+    def until(true: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 240
+        while not true():
+            assert time.monotonic() < limit, log.read_text()
+            time.sleep(0.05)
+
+    def text(pattern: str) -> str:
+        return "".join(path.read_text() for path in out.glob(pattern))
+
+    for ending, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        log, begun = tmp_path / f"{ending}.log", text("runs/*/sessions.jsonl").count('"event": "')
+        with log.open("wb") as sink:
             process = subprocess.Popen(command, stderr=sink, stdout=sink, env=_environment())
-            until = time.monotonic() + 240
-            before = len(list(out.glob("runs/*/checkpoint/*.json")))
-            while len(list(out.glob("runs/*/checkpoint/*.json"))) <= before and time.monotonic() < until:
-                time.sleep(0.05)
-            process.send_signal(ending)
-            assert process.wait(120) == (-9 if ending == signal.SIGKILL else 143)
+        until(lambda: text("runs/*/sessions.jsonl").count('"event": "') > begun)  # noqa: B023
+        process.send_signal(ending)
+        assert process.wait(120) == code, log.read_text()
+        # Also the child of a comparison that was killed outright saves and stops.
+        until(lambda: text("runs/*/sessions.jsonl").count('"stopped": "SIGTERM"') == (1 if code == -9 else 2))  # noqa: B023
     done = medloom(*arguments, "--baseline", "two", timeout=600)
     assert done.returncode == 2, done.stderr  # the broken recipe's
     content = json.loads((out / "leaderboard.json").read_text())

@@ -193,8 +193,10 @@ def _budget(common: Run, steps: int | None) -> str:
     train = common.recipe.train
     batch = train.batch_size * train.accumulate
     told = f"{plural(steps, 'step')} of {batch} images" if steps else f"{plural(train.epochs, 'epoch')}, batch {batch}"
-    passes = f" ({steps * batch / max(common.counts['train'], 1):.2g} passes over the training images)" if steps else ""
-    return told + passes
+    if not steps:
+        return told
+    passes = steps * batch / max(common.counts["train"], 1)
+    return f"{told} ({passes:.{0 if passes >= 10 else 1 if passes >= 1 else 2}f} passes over the training images)"
 
 
 def _start(recipe: Recipe) -> str:

@@ -107,13 +107,15 @@ def _published(table: Content) -> dict[str, Any]:
                     "accuracy": number(r["accuracy"], "accuracy") if k == 0 else "",
                     "millions": f"{r['millions']:.2f}" if r["millions"] and k == 0 else ("–" if k == 0 else ""),
                     "ours": None if o is None else o["label"],
-                    "our_auc": "" if o is None else f"{number(o['auc']['value'])} ({interval(o['auc'])})",
+                    "our_auc": "" if o is None else number(o["auc"]["value"]),
+                    "our_range": "" if o is None else interval(o["auc"]),
                     "our_accuracy": "" if o is None else number(o["accuracy"]["value"], "accuracy"),
                     "our_millions": "" if o is None or o["parameters"] is None else f"{o['parameters'] / 1e6:.2f}",
                     "stands": "" if o is None else o["stands"],
                 }
             )
-    return {"title": table["title"], "size": table["size"], "rows": rows, "notes": table["notes"]}
+    bounds = any(r["auc_interval"] for r in table["rows"])
+    return {"title": table["title"], "size": table["size"], "rows": rows, "notes": table["notes"], "bounds": bounds}
 
 
 def _pair(bounds: Any, name: str) -> str:

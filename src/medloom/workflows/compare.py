@@ -87,7 +87,8 @@ def compare(
         if dry_run or stop.requested():
             code = EXIT_CODES.get(str(stop.requested()), 0)
             return Outcome({"out": folder, "estimates": costs, "runs": len(planned)}, tuple(table), code)
-        Progress("comparing", quiet=quiet).keep("\n".join(table))
+        if not all(map(finished, planned)):
+            Progress("comparing", quiet=quiet).keep("\n".join(table))
         book = Book(folder / "runs.json")
         todo = [p for p in planned if not _settled(p, costs, book)]
         left = run_all(
@@ -114,7 +115,9 @@ def _estimates(
     listings: dict[str, compare_plan.Listed] = {}
     open_ones = {p.setting: p for p in planned if not finished(p)}
     costs: dict[str, dict[str, Any]] = {}
-    with Progress("trying a few steps of", quiet=quiet) as progress:
+    if not open_ones:
+        return costs
+    with Progress("estimating time and memory", quiet=quiet) as progress:
         for k, one in enumerate(open_ones.values()):
             if stop.requested() or (deadline is not None and time.monotonic() > deadline):
                 break

@@ -130,6 +130,8 @@ def run_all(
         seconds: expected, by setting.
         deadline: of ``time.monotonic()``; no run starts after it.
     """
+    if not todo:
+        return 0
     spent = expected = 0.0
     with Progress("comparing", quiet=quiet) as progress:
         for k, one in enumerate(todo):
