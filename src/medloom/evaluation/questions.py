@@ -8,6 +8,9 @@ import numpy as np
 
 from medloom.evaluation.predictions import Predictions
 
+LEAST_PATIENTS = 5
+"""Of either side: with fewer, one resample in 150 has none at all, and of several labels soon every twentieth."""
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -18,12 +21,14 @@ class Question:
         column: its position in ``Predictions.classes``.
         positive: ``(N,)`` bool, the truth.
         score: ``(N,)`` calibrated probability.
+        groups: ``(N,)`` patient of each image; None takes every image for a patient.
     """
 
     name: str
     column: int
     positive: np.ndarray
     score: np.ndarray
+    groups: np.ndarray | None = None
 
     @property
     def positives(self) -> int:
@@ -34,10 +39,17 @@ class Question:
         return len(self.positive) - self.positives
 
     def missing(self, least: int) -> str | None:
-        """Why discrimination cannot be judged on fewer than ``least`` images of either side, or None (D122, D123)."""
+        """Why discrimination cannot be judged on fewer than ``least`` images, or five patients, of either side (D122,
+        D123); None where it can.
+        """
         for count, kind in ((self.positives, "positives"), (self.negatives, "negatives")):
             if count < max(least, 1):
                 return f"{count} {kind}" if count == 0 else f"{count} {kind}, {least} needed"
+        wanted = min(least, LEAST_PATIENTS)
+        for side, kind in ((self.positive, "positives"), (~self.positive, "negatives")):
+            patients = int(side.sum()) if self.groups is None else len(set(self.groups[side]))
+            if patients < wanted:
+                return f"{int(side.sum())} {kind} of {patients} patients, {wanted} patients needed"
         return None
 
 
@@ -51,8 +63,13 @@ def task(predictions: Predictions) -> str:
 def questions(predictions: Predictions) -> tuple[Question, ...]:
     """The last class alone where two exclude each other; else every class against the rest."""
     columns = (1,) if task(predictions) == "binary" else tuple(range(len(predictions.classes)))
-    positives = predictions.positives
-    return tuple(Question(predictions.classes[k], k, positives[:, k], predictions.probabilities[:, k]) for k in columns)
+    return tuple(question_of(predictions, k) for k in columns)
+
+
+def question_of(predictions: Predictions, k: int) -> Question:
+    """Is it class ``k`` or not."""
+    positive, score = predictions.positives[:, k], predictions.probabilities[:, k]
+    return Question(predictions.classes[k], k, positive, score, predictions.groups)
 
 
 def answers(predictions: Predictions) -> np.ndarray:

@@ -16,7 +16,7 @@ from medloom.evaluation.baselines import trivial
 from medloom.evaluation.intervals import Draws, Interval, bootstrap, entry, newcombe_auc, not_estimable, wilson
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.probability_scores import probability_scores
-from medloom.evaluation.questions import Question, answers, questions
+from medloom.evaluation.questions import Question, answers, question_of, questions
 
 Array = np.ndarray
 PER_CLASS = ("recall", "precision", "f1", "specificity")
@@ -29,8 +29,8 @@ def score(predictions: Predictions, config: EvaluationConfig, seed: int = 0) -> 
     Answers are the most probable class, or every label with probability of at least one half; thresholds from
     validation are applied by ``operating_results`` instead.
     """
-    asked, truth, answer = questions(predictions), predictions.positives, answers(predictions)
-    every = [Question(c, k, truth[:, k], predictions.probabilities[:, k]) for k, c in enumerate(predictions.classes)]
+    asked, answer = questions(predictions), answers(predictions)
+    every = [question_of(predictions, k) for k in range(len(predictions.classes))]
     missing = [q.missing(config.min_positives) for q in every]
     draws = bootstrap(
         _Statistic(predictions, [m.rank(q.positive, q.score) for q in asked], missing),
