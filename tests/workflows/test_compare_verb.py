@@ -213,11 +213,12 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_two_recipes_and_two_seeds_killed_in_the_middle_and_resumed(tmp_path: Path, data: Path, medloom: Run) -> None:
     vit = {"name": "vit", "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
     broken = {"name": "conv2d", "options": {"nonsense": 1}}
     for name, model in (("one", RECIPE["model"]), ("two", vit), ("broken", broken)):
-        values = {**RECIPE, "name": name, "model": model, "train": {**RECIPE["train"], "epochs": 30, "save_steps": 1}}
+        values = {**RECIPE, "name": name, "model": model, "train": {**RECIPE["train"], "epochs": 6, "save_steps": 1}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
     out = tmp_path / "c"
     arguments = ["compare", *(str(tmp_path / f"{n}.yaml") for n in ("one", "two", "broken")), "--data", str(data)]
@@ -242,7 +243,7 @@ def test_two_recipes_and_two_seeds_killed_in_the_middle_and_resumed(tmp_path: Pa
         assert process.wait(120) == code, log.read_text()
         # Also the child of a comparison that was killed outright saves and stops.
         until(lambda: text("runs/*/sessions.jsonl").count('"stopped": "SIGTERM"') == (1 if code == -9 else 2))  # noqa: B023
-    done = medloom(*arguments, "--baseline", "two", timeout=600)
+    done = medloom(*arguments, "--baseline", "two", timeout=700)
     assert done.returncode == 2, done.stderr  # the broken recipe's
     content = json.loads((out / "leaderboard.json").read_text())
     rows = {r["label"]: r for r in content["rows"]}
@@ -254,5 +255,5 @@ def test_two_recipes_and_two_seeds_killed_in_the_middle_and_resumed(tmp_path: Pa
     assert rows["one"]["training_images_per_second"] > 0
     assert content["test_scorings"] == 4
     assert not [r for r in content["runs"] if r["departures"]]
-    again = medloom(*arguments, "--baseline", "two", "--json", timeout=600)
+    again = medloom(*arguments, "--baseline", "two", "--json", timeout=700)
     assert json.loads(again.stdout)["content"]["rows"] == content["rows"]
