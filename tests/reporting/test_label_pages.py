@@ -80,7 +80,7 @@ def test_H8_the_head_says_what_calling_nothing_reaches(page: Page, many: RunDire
 
 
 def test_D122_D123_a_rare_label_is_named_and_has_no_panel(page: Page) -> None:
-    assert "to judge (10 needed): Hernia" in page.text
+    assert "too few patients to judge: Hernia." in page.text
     assert "mean of 3 of 4 labels" in page.text
     assert "Pleural Thickening" in page.text  # a panel's title
     assert "Too few images in validation to choose a threshold on (D124" in page.text

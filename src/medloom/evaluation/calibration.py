@@ -15,6 +15,7 @@ from scipy.special import expit, ndtri
 
 from medloom.evaluation.intervals import Interval, entry, not_estimable, patient_codes, wilson
 from medloom.evaluation.metrics import equal_mass_bins
+from medloom.evaluation.questions import LEAST_PATIENTS
 
 Array = np.ndarray
 _RANGE = (0.05, 20.0)
@@ -109,8 +110,11 @@ def slope_and_intercept(
     p = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
     odds = np.log(p) - np.log1p(-p)
     reason = None
+    owners = min(len(set(groups[y == side])) for side in (0, 1))
     if fewest < max(min_positives, 1):
         reason = f"{fewest} images of the rarer side, {min_positives} needed"
+    elif owners < min(min_positives, LEAST_PATIENTS):
+        reason = f"{owners} patients of the rarer side, {LEAST_PATIENTS} needed"
     elif float(np.ptp(odds)) == 0.0:
         reason = "all scores are equal"
     if reason is not None:

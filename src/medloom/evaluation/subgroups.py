@@ -16,7 +16,7 @@ from medloom.evaluation.baselines import COVARIATES, covariates, years
 from medloom.evaluation.intervals import bootstrap, entry, newcombe_auc, not_estimable, wilson
 from medloom.evaluation.operating_point import thresholds
 from medloom.evaluation.predictions import Predictions
-from medloom.evaluation.questions import Question, questions
+from medloom.evaluation.questions import LEAST_PATIENTS, Question, questions
 
 Array = np.ndarray
 AGE_BANDS = ((0, 18), (18, 40), (40, 60), (60, 80), (80, 200))
@@ -29,7 +29,7 @@ def subgroups(
     """``rows`` and ``absent``: the columns that nobody gave, named so that silence is not read as fairness.
 
     A row: ``column, group, class, n, patients, positives, auc, sensitivity, specificity``, the last three entries;
-    "too few to judge" below ``min_positives`` of the side that they need.
+    "too few to judge" below ``min_positives`` images, or five patients, of the side that they need.
     """
     known = covariates(predictions)
     cuts = thresholds(operating_points)
@@ -49,7 +49,11 @@ def _row(
     groups, truth = part.groups, question.positive.astype(int)
     sides = (len(set(groups[truth == 0])), len(set(groups[truth == 1])))
     patients, cut, least = len(set(groups)), cuts.get(question.name), max(config.min_positives, 1)
-    enough = {"specificity": question.negatives >= least, "sensitivity": question.positives >= least}
+    owners = min(least, LEAST_PATIENTS)
+    enough = {
+        "specificity": question.negatives >= least and sides[0] >= owners,
+        "sensitivity": question.positives >= least and sides[1] >= owners,
+    }
     ranking = m.rank(question.positive, question.score)
     answer = (question.score >= (0.5 if cut is None else cut)).astype(int)
 

@@ -32,7 +32,7 @@ def discrimination(found: Recorded) -> dict[str, Any]:
     for name, values in table.items():
         path = f"splits.test.per_class.{name}"
         if values["auc"]["value"] is None:
-            short.append((name, values["positives"]))
+            short.append(name)
         rows.append(
             {
                 "name": name,
@@ -69,7 +69,13 @@ def discrimination(found: Recorded) -> dict[str, Any]:
             if any(p["point"] for p in own):
                 note += " Point: the threshold that validation chose."
             drawn.append({"svg": plots_labels.curve_grid(f"curves-{kind}", own), "note": note})
-    return {"rows": rows, "level": level, "short": _short(short, found), "plots": drawn, "nothing": nothing(test)}
+    return {
+        "rows": rows,
+        "level": level,
+        "short": _short(short) if short else "",
+        "plots": drawn,
+        "nothing": nothing(test),
+    }
 
 
 def nothing(test: Mapping[str, Any]) -> str:
@@ -128,10 +134,9 @@ def calibration(found: Recorded) -> dict[str, Any]:
     part = split_of(found).get("calibration") or {}
     before, after = part.get("before") or {}, part.get("after") or {}
     rows, panels, short = [], [], []
-    counts = split_of(found).get("counts") or {}
     for name, content in (after.get("questions") or {}).items():
         if content["intercept"]["value"] is None:
-            short.append((name, counts.get(name, 0)))
+            short.append(name)
             continue
         path = f"splits.test.calibration.after.questions.{name}"
         rows.append({"name": name, "slope": content["slope"], "intercept": content["intercept"], "path": path})
@@ -159,7 +164,7 @@ def calibration(found: Recorded) -> dict[str, Any]:
         for n in ("ece", "brier", "log_loss") if after.get(n)
     ]  # fmt: skip
     told = f"Temperature {after['temperature']:.4f}, fitted on validation; 1 changes nothing." if after else ""
-    return {"plots": drawn, "whole": whole, "rows": rows, "short": _short(short, found), "temperature": told}
+    return {"plots": drawn, "whole": whole, "rows": rows, "short": _short(short) if short else "", "temperature": told}
 
 
 def subgroups(found: Recorded) -> dict[str, Any]:
@@ -216,11 +221,8 @@ def _point(at: Mapping[str, Any] | None, kind: str) -> tuple[float, float] | Non
     return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
 
-def _short(names: list[tuple[str, int]], found: Recorded) -> str:
-    """``Too few test images to judge (10 needed): Hernia 8, Nodule 2.``"""
-    least = (found.metrics or {}).get("min_positives", 10)
-    told = ", ".join(f"{name} {count}" for name, count in names)
-    return f"Too few test images with the finding, or without it, to judge ({least} needed): {told}." if names else ""
+def _short(names: list[str]) -> str:
+    return f"Too few test images with the finding, or without it, or of too few patients to judge: {', '.join(names)}."
 
 
 def _kind(reason: str) -> str:
