@@ -61,20 +61,19 @@ class Children:
         self.impossible: dict[str, str] = {}
 
     def __call__(self, arguments: Sequence[str], *_: Any) -> Ended:
-        task, *rest = arguments
+        task, text = arguments
+        request = json.loads(text)
         if task == "trial":
             self.trials += 1
-            name = json.loads(rest[0])["recipe"]["model"]["name"]
-            problem = self.impossible.get(name)
+            problem = self.impossible.get(request["recipe"]["model"]["name"])
             return Ended(4, "", problem) if problem else Ended(0, json.dumps(COST), None)
         if task == "train":
-            return self._train(rest)
+            return self._train(request["recipe"], Path(request["out"]), request["resume"])
         return Ended(1, "", "error[X001] not asked for here")
 
-    def _train(self, rest: Sequence[str]) -> Ended:
-        wanted = json.loads(Path(rest[0]).read_text())
-        out, name = Path(rest[rest.index("--out") + 1]), wanted["model"]["name"]
-        self.trained.append((f"{name} {wanted['train']['seed']}", "--resume" in rest))
+    def _train(self, wanted: dict[str, Any], out: Path, resume: bool) -> Ended:
+        name = wanted["model"]["name"]
+        self.trained.append((f"{name} {wanted['train']['seed']}", resume))
         if name in self.failing:
             out.mkdir(parents=True, exist_ok=True)
             (out / "recipe.yaml").write_text(yaml.safe_dump(wanted))

@@ -1,8 +1,8 @@
 """A step of a longer verb in a process of its own: what it breaks, or the memory it takes, stays its own.
 
-    python -m medloom.workflows.child TASK ARGUMENT...
+    python -m medloom.workflows.child TASK JSON
 
-``train ...`` is the verb; ``trial``, ``count`` and ``speed`` take one JSON value and print one.
+``train`` runs a recipe; ``trial``, ``count`` and ``speed`` print what they found as JSON.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> NoReturn:
     """Do one task; an error is one line on standard error and an exit code, as from the command line."""
     _end_with_the_parent()
-    task, *rest = arguments
-    if task == "train":
-        from medloom.cli import main as command_line
-
-        command_line(["train", *rest])
+    task, text = arguments
     from medloom.errors import MedloomError
 
     try:
-        request = json.loads(rest[0])
+        request = json.loads(text)
+        if task == "train":
+            from medloom.workflows.train import train
+
+            sys.exit(train(**request, quiet=False).exit_code)
         if task == "speed":
             from medloom.workflows.measure import speed
 

@@ -166,15 +166,15 @@ def run_all(
 
 
 def _train(one: Planned, folder: Path, stop: StopRequests, tick: Callable[[], None]) -> Ended:
-    recipe = folder / "recipes" / f"{one.directory.root.name}.json"
-    make_folder(recipe.parent)
-    write_json(recipe, one.recipe.as_dict())  # JSON is YAML
-    arguments = ["train", str(recipe), "--out", str(one.directory.root)]
     log = folder / "logs" / f"{one.directory.root.name}.log"
     until = time.monotonic() + LOCK_SECONDS
     while True:
-        resume = ["--resume"] if one.directory.recipe.exists() else []
-        ended = in_process([*arguments, *resume], log, stop, tick)
+        request = {
+            "recipe": one.recipe.as_dict(),
+            "out": str(one.directory.root),
+            "resume": one.directory.recipe.exists(),
+        }
+        ended = in_process(["train", json.dumps(request)], log, stop, tick)
         if "error[T412]" not in (ended.error or "") or stop.requested() or time.monotonic() > until:
             return ended
 
