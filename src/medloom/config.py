@@ -18,12 +18,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from medloom.config_parts import (
     AugmentConfig,
     DataConfig,
+    DistillConfig,
     EvaluationConfig,
     ImbalanceConfig,
     LossConfig,
     ModelConfig,
     Part,
     PreprocessConfig,
+    TokensConfig,
     TrainConfig,
 )
 from medloom.errors import UsageError, plain_words
@@ -64,6 +66,8 @@ class Recipe(Part):
     augment: AugmentConfig = AugmentConfig()
     imbalance: ImbalanceConfig = ImbalanceConfig()
     loss: LossConfig = LossConfig()
+    tokens: TokensConfig = TokensConfig()
+    distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

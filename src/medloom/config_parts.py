@@ -121,6 +121,38 @@ class LossConfig(Part):
     )
 
 
+class TokensConfig(Part):
+    """How a model that chooses its tokens is trained; ``model.options.keep_rate`` is what it will run at."""
+
+    scorer_epochs: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="first epochs in which only stem and scorer learn, by the multiple-instance head"
+    )
+    freeze_scorer: Fraction = Field(
+        default=0.3, description="share of the epochs behind scorer_epochs in which the scorer stands still"
+    )
+    scorer_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="weight of the multiple-instance loss beside the classification"
+    )
+    attention_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of the teacher's CLS attention as the goal of the scores; needs distill.teacher"
+    )
+    warmup: Fraction = Field(default=0.1, description="share of the steps that keep all tokens")
+    ramp: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.6, description="share of the steps after which the keep rate has fallen to its goal, along a cosine"
+    )
+    multi_keep: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(), description="draw the keep rate of each step from these: one checkpoint for all of them"
+    )
+
+
+class DistillConfig(Part):
+    """A teacher whose answers are learnt beside the labels."""
+
+    teacher: str | None = Field(default=None, description="run directory or bundle, of the same classes and input")
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
 class TrainConfig(Part):
     """The loop."""
 

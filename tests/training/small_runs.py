@@ -72,6 +72,12 @@ def rebuilding(classes: int = 2, dropout: float = 0.0) -> nn.Module:
     return create_model("rr_vit", num_classes=classes, in_chans=1, dropout=dropout, **sizes)
 
 
+def choosing(classes: int = 2, keep_rate: float = 0.5, dropout: float = 0.0) -> nn.Module:
+    """A model that chooses its tokens, at its smallest: nine of 4 pixels a side, of which it keeps eight."""
+    sizes = {"image_size": SIZE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return create_model("token_pruned", num_classes=classes, in_chans=1, keep_rate=keep_rate, dropout=dropout, **sizes)
+
+
 def pixels(n: int, seed: int = 0) -> tuple[DevicePixels, np.ndarray]:
     """Images whose class is the brightness of a spot, with labels; not quite separable."""
     rng = np.random.default_rng(seed)
@@ -95,8 +101,8 @@ def splits(n: int = 60, *, train: int | None = None, seed: int = 0) -> tuple[Exa
 
 
 def recipe(**train: Any) -> Recipe:
-    """A short run; ``train`` overrides its keys, ``augment``/``imbalance``/``loss`` whole sections."""
-    sections = {key: train.pop(key) for key in ("augment", "imbalance", "loss") if key in train}
+    """A short run; ``train`` overrides its keys, ``augment``, ``loss`` and the like whole sections."""
+    sections = {key: train.pop(key) for key in ("augment", "imbalance", "loss", "tokens", "distill") if key in train}
     base = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "optimizer": "adamw", "amp": "off", "threads": 1}
     return load_recipe({"train": base | train, **sections})
 

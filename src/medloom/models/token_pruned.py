@@ -107,15 +107,15 @@ class TokenPruned(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         init_transformer(self)
 
-    def set_keep(self, rate: float, *, second: float | None = None, adaptive: bool = False) -> None:
-        """Another keep rate for the same weights, from the next call on.
+    def set_keep(self, rate: float, *, second: float | None = None, adaptive: bool | None = None) -> None:
+        """Another keep rate for the same weights, from the next call on; what is not given stays as it is.
 
         Raises:
             UsageError: U208, a rate outside (0, 1].
         """
         self.keep_rate = check_keep(rate)
         self.second_keep = self.second_keep if second is None else check_keep(second)
-        self.adaptive = adaptive
+        self.adaptive = self.adaptive if adaptive is None else adaptive
 
     def forward(self, x_BCHW: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, K)``.

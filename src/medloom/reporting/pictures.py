@@ -1,7 +1,8 @@
 """Example images of a run, what the model rebuilt of them and how it weighted its tokens: stored, and drawn for people.
 
 ``pictures.npz`` holds ``image_<i>``, uint8 ``(H, W)`` or ``(H, W, 3)``, ``weight_<i>_<scale>``, float32
-``(rows, columns)`` of the token grid, and of models that rebuild their input ``rebuilt_<i>``, like the image.
+``(rows, columns)`` of the token grid, of models that rebuild their input ``rebuilt_<i>``, like the image, and of
+models that drop tokens ``kept_<i>``, uint8 like the weights.
 ``pictures.json`` is a list in the same order, one object per image::
 
     {"id": "test/PNEUMONIA/person1_virus_6.jpeg", "label": "PNEUMONIA", "predicted": "NORMAL", "correct": false,
@@ -38,6 +39,7 @@ class Picture:
         weights: tap name to the weights of one token scale, ``(rows, columns)``; empty for a model without.
         rebuilt: what the model rebuilt of the image, like it; None for a model that does not.
         rebuilt_error: its mean squared error before rounding, on the scale of [0, 1].
+        kept: ``(rows, columns)`` of zeros and ones, which tokens reached the end; None where none are dropped.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Picture:
     weights: dict[str, np.ndarray]
     rebuilt: np.ndarray | None = None
     rebuilt_error: float | None = None
+    kept: np.ndarray | None = None
 
 
 def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
@@ -64,6 +67,8 @@ def write_pictures(run: RunDirectory, entries: Sequence[Picture]) -> None:
         arrays[f"image_{i}"] = np.ascontiguousarray(entry.image, dtype=np.uint8)
         if entry.rebuilt is not None:
             arrays[f"rebuilt_{i}"] = np.ascontiguousarray(entry.rebuilt, dtype=np.uint8)
+        if entry.kept is not None:
+            arrays[f"kept_{i}"] = np.ascontiguousarray(entry.kept, dtype=np.uint8)
         for scale, weight in enumerate(entry.weights.values()):
             if not np.isfinite(weight).all():
                 raise ValueError(f"token weights of {entry.id} are not finite")
@@ -102,6 +107,7 @@ def read_pictures(run: RunDirectory) -> list[Picture]:
                 {name: arrays[f"weight_{i}_{scale}"] for scale, name in enumerate(fact["weights"])},
                 arrays.get(f"rebuilt_{i}"),
                 fact.get("rebuilt_error"),
+                arrays.get(f"kept_{i}"),
             )
             for i, fact in enumerate(facts)
         ]
@@ -130,14 +136,23 @@ def overlay(image: np.ndarray, weight: np.ndarray, low: float, high: float) -> n
     Returns:
         uint8 ``(H, W, 3)``. Equal weights give one even tint, not an invented pattern.
     """
-    height, width = image.shape[:2]
-    rows, columns = weight.shape
-    at_row = np.arange(height) * rows // height
-    at_column = np.arange(width) * columns // width
+    at_row, at_column = _cells(image, weight)
     share = (weight - low) / (high - low) if high > low else np.full(weight.shape, 0.5)
     alpha = (_OPACITY * np.clip(share, 0, 1))[np.ix_(at_row, at_column)][..., None]
     base = (image[..., None] if image.ndim == 2 else image).astype(np.float64)
     return np.rint((1 - alpha) * base + alpha * _HUE).astype(np.uint8)
+
+
+def dimmed(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The image with the dropped tokens darkened: what the model went on with stays as it is. uint8 ``(H, W, 3)``."""
+    share = np.where(kept > 0, 1.0, 0.3)[np.ix_(*_cells(image, kept))][..., None]
+    return np.rint(share * (image[..., None] if image.ndim == 2 else image) * np.ones(3)).astype(np.uint8)
+
+
+def _cells(image: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cell of the grid that each row and each column of pixels belongs to."""
+    (height, width), (rows, columns) = image.shape[:2], grid.shape
+    return np.arange(height) * rows // height, np.arange(width) * columns // width
 
 
 def scale_bar() -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medloom.reporting.page import interval, number, picture
-from medloom.reporting.pictures import Picture, drawn_range, overlay, scale_bar, weight_range
+from medloom.reporting.pictures import Picture, dimmed, drawn_range, overlay, scale_bar, weight_range
 from medloom.reporting.published import TABLE_2, TEST_IMAGES, WHAT_IT_MEANS, is_the_papers_task
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.sections_evidence import split_of
@@ -135,6 +135,12 @@ def pictures(found: Recorded) -> dict[str, Any]:
             " Beside each, what the model rebuilt of it from its tokens: what is lost there, the tokens do not hold in "
             "a form that one linear layer can read. Such a picture says nothing of what the answer rests on."
         )
+    kept = [float(p.kept.mean()) for p in found.pictures if p.kept is not None]
+    if kept:
+        lead += (
+            f" Beside each, the tokens that the model kept ({100 * min(kept):.0f} to {100 * max(kept):.0f} percent of "
+            "them); the others are darkened, and reach the answer only as one mean."
+        )
     if names:
         lead += (
             " Beside each, the weight that the model gave to each token, one flat cell per token. Weights say what was "
@@ -149,6 +155,8 @@ def _shown(p: Picture, ranges: Mapping[str, tuple[float, float]]) -> dict[str, A
     views = [{"image": picture(p.image), "alt": f"{p.id}, {p.label}"}]
     if p.rebuilt is not None:
         views.append({"image": picture(p.rebuilt), "alt": f"{p.id} as the model rebuilt it"})
+    if p.kept is not None:
+        views.append({"image": picture(dimmed(p.image, p.kept)), "alt": f"kept tokens of {p.id}"})
     views += [
         {"image": picture(overlay(p.image, w, *ranges[name])), "alt": f"token weights {name} of {p.id}"}
         for name, w in p.weights.items()
@@ -168,7 +176,8 @@ def _rebuilt(p: Picture) -> str:
 def _scale_name(name: str, names: list[str], shown: tuple[Picture, ...]) -> str:
     first = next(p.weights[name] for p in shown if name in p.weights)
     part = f"Scale {names.index(name) + 1} of {len(names)}, " if len(names) > 1 else ""
-    return f"{part}{first.shape[0]} × {first.shape[1]} tokens"
+    what = ", score before the choice" if name == "token_score" else ""
+    return f"{part}{first.shape[0]} × {first.shape[1]} tokens{what}"
 
 
 def recompute(found: Recorded) -> dict[str, Any]:

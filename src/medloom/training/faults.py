@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from medloom.errors import GateError, ResourceError, UsageError
 from medloom.training.batches import Batch, Examples
 from medloom.training.checkpoint import not_finite
-from medloom.training.reconstruction import outputs_of
 
 if TYPE_CHECKING:
     from medloom.config import Recipe
@@ -30,7 +29,7 @@ class StepReport:
     """The numbers of one step, perhaps still being computed, and what to name if they are bad.
 
     Attributes:
-        numbers: float64 ``[loss, correct, reconstruction error, stop, norm]``, sums over all processes.
+        numbers: float64 ``[loss, correct, stop, norm, added losses ...]``, sums over all processes.
     """
 
     epoch: int
@@ -46,8 +45,8 @@ class StepReport:
         Raises:
             GateError: T406, loss or gradient is NaN or infinite. The weights in ``directory``, if any, are from before.
         """
-        loss, _, error, stop, norm = self.numbers.tolist()
-        loss += error
+        loss, _, stop, norm, *added = self.numbers.tolist()
+        loss += sum(added)
         if np.isfinite(loss) and np.isfinite(norm):
             return bool(stop > 0)
         ids = [self.examples.ids[row] for row in self.rows]
@@ -162,8 +161,9 @@ def _fitting(net: nn.Module, batch: Batch, recipe: Recipe) -> int:
             torch.cuda.empty_cache()
         with contextlib.suppress(RuntimeError, MemoryError, ValueError):
             with autocast(batch.x_BCHW.device, recipe.train.amp):
-                outputs = outputs_of(net, batch.x_BCHW[:n])
-            torch.stack([output.float().square().sum() for output in outputs.values()]).sum().backward()
+                found = net(batch.x_BCHW[:n])
+            outputs = found.values() if isinstance(found, dict) else [found]
+            torch.stack([output.float().square().sum() for output in outputs]).sum().backward()
             return n
         n //= 2
     return 0

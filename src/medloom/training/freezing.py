@@ -11,26 +11,27 @@ from collections.abc import Iterator
 from torch import nn
 
 
-def hold(model: nn.Module, epoch: int, freeze_epochs: int) -> bool:
+def hold(model: nn.Module, epoch: int, freeze_epochs: int, still: tuple[str, ...] = ()) -> bool:
     """Freeze the trunk in the first ``freeze_epochs`` epochs, and thaw it in all later ones.
 
     Args:
         model: a registered model; what is frozen is its ``trunk``, or all but its ``head_parameters()`` where it has
             none.
         epoch: from 1.
-        freeze_epochs: 0 leaves the model alone.
+        freeze_epochs: 0 leaves the trunk alone.
+        still: beginnings of the names of parameters that stand still in this epoch besides.
 
     Returns:
         Whether anything changed. The wrapper that averages gradients between processes must then be made anew, since
         it decides once which gradients to wait for.
     """
-    if not freeze_epochs:
-        return False
-    learns = epoch > freeze_epochs
-    changed = [parameter for parameter in _trunk_parameters(model) if parameter.requires_grad != learns]
-    for parameter in changed:
+    frozen = {id(parameter) for parameter in _trunk_parameters(model)} if epoch <= freeze_epochs else set()
+    changed = False
+    for name, parameter in model.named_parameters():
+        learns = id(parameter) not in frozen and not (still and name.startswith(still))
+        changed |= parameter.requires_grad != learns
         parameter.requires_grad_(learns)
-    return bool(changed)
+    return changed
 
 
 def train_mode(net: nn.Module) -> None:

@@ -26,7 +26,6 @@ from medloom.training import checkpoint
 from medloom.training import state as states
 from medloom.training.distributed import World
 from medloom.training.fingerprint import check_same
-from medloom.training.reconstruction import reconstructs
 from medloom.training.state import State
 
 CLOCK_FIELDS = ("time", "seconds", "val_seconds", "images_per_second")
@@ -127,8 +126,8 @@ class Journal:
         self, state: State, scores: dict[str, float | None], rate: float, val_seconds: float
     ) -> dict[str, Any]:
         """The log line of an epoch that was validated."""
-        loss, correct, error = state.sums.tolist()
-        rebuilt = {"reconstruction": error / state.images} if reconstructs(state.model) else {}
+        loss, correct, *errors = state.sums.tolist()
+        added = {name: error / state.images for name, error in zip(state.added, errors, strict=True)}
         self._val_seconds = val_seconds
         return {
             "event": "epoch",
@@ -136,7 +135,7 @@ class Journal:
             "step": state.total,
             "train_loss": loss / max(state.weight, 1e-12),
             "train_accuracy": correct / state.images,
-            **rebuilt,
+            **added,
             **scores,
             "learning_rate": rate,
             "seconds": state.seconds,

@@ -17,9 +17,8 @@ Shape suffixes: B images of a micro-batch, C channels, H height, W width, K clas
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,18 +32,18 @@ from medloom.data.preprocess import Preprocess
 from medloom.data.sampling import epoch_order
 from medloom.errors import DataError
 from medloom.files import RunDirectory
-from medloom.training import faults, freezing, optimizers
-from medloom.training.batches import Batch, Examples, Reader, deal, parts
-from medloom.training.distributed import World, accumulating, replicate, share_buffers
+from medloom.training import faults, freezing, optimizers, token_stages
+from medloom.training.added_losses import added_losses, for_stage
+from medloom.training.batches import Examples, Reader, deal, parts
+from medloom.training.distributed import World, replicate, share_buffers
 from medloom.training.journal import Journal
-from medloom.training.losses import Loss
 from medloom.training.objective import objective
-from medloom.training.precision import MEMORY_FORMAT, autocast, settings
+from medloom.training.precision import MEMORY_FORMAT, settings
 from medloom.training.predict import Interrupted, predict_logits
-from medloom.training.reconstruction import outputs_of, reconstruction_error, trained_part
 from medloom.training.schedule import learning_rate
-from medloom.training.scores import correct, improves, monitor_of, validation_scores
+from medloom.training.scores import improves, monitor_of, validation_scores
 from medloom.training.state import State, average_of, seed_step, update_average
+from medloom.training.step import Objective, gradients, trained_part
 from medloom.training.stopping import EXIT_CODES, StopRequests
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ class _Run:
     train: Examples
     val: Examples | None
     reader: Reader
-    loss: Loss
+    objective: Objective
+    goal: float | None
     net: nn.Module
     world: World
     journal: Journal
@@ -112,6 +112,7 @@ def fit(
     world: World = World(),  # noqa: B008  (a frozen value)
     resume: bool = False,
     accept: tuple[str, ...] = (),
+    teacher: nn.Module | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Train, validate after each epoch, keep the best epoch, save as it goes.
@@ -124,6 +125,7 @@ def fit(
         class_weights: ``(K,)`` of ``data.sampling.class_weights``.
         resume: go on from the newest good checkpoint; without any, begin.
         accept: codes; ``T411`` goes on in spite of a changed fingerprint (but never with other data).
+        teacher: gives the answers that ``recipe.distill`` is about; of the same classes and input.
         progress: is given a dict per ``event``: ``step`` (loss, learning_rate, seconds_left ...), ``epoch``,
             ``saved``, ``notice``.
 
@@ -139,25 +141,29 @@ def fit(
         raise DataError("D115", "train", "no training images", "Check the split and the excluded files")
     with settings(device, config.threads), StopRequests() as stop:
         model.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+        loss = objective(recipe, multi_label=train.multi_label, class_weights=class_weights)
+        added = added_losses(model, recipe, preprocess, loss, teacher)
         state = State(
             model=model,
             optimizer=optimizers.make_optimizer(model, config),
             average=average_of(model) if config.ema_decay > 0 else None,
             fingerprint=fingerprint,
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
+            sums=torch.zeros(2 + len(added), dtype=torch.float64, device=device),
+            added=tuple(one.name for one in added),
         )
         journal = Journal(run, world, progress)
         steps_per_epoch = len(_epoch_steps(recipe, train, 1))
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
         journal.open(state, total_steps, resume=resume, accept=accept)
-        freezing.hold(model, state.epoch, config.freeze_epochs)
+        _hold(model, recipe, state.epoch)
         this = _Run(
             recipe=recipe,
             train=train,
             val=val,
             reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
-            loss=objective(recipe, multi_label=train.multi_label, class_weights=class_weights),
+            objective=Objective(loss, added),
+            goal=token_stages.goal_of(model),
             net=replicate(trained_part(model), device, world),
             world=world,
             journal=journal,
@@ -170,18 +176,19 @@ def fit(
         stopped = state.done
         with faults.memory_elsewhere(recipe):
             while stopped is None:
-                if freezing.hold(model, state.epoch, config.freeze_epochs):
+                if _hold(model, recipe, state.epoch):
                     this = replace(this, net=replicate(trained_part(model), device, world))
                 finished = _train_epoch(this, state) and _finish_epoch(this, state)
                 stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)
-        freezing.hold(model, config.freeze_epochs + 1, config.freeze_epochs)
+        freezing.hold(model, 1, 0)
+        token_stages.set_keep(model, this.goal)
     return FitResult(stopped, state.epoch - 1, state.total, state.best, weights, tuple(journal.notices))
 
 
 def _train_epoch(this: _Run, state: State) -> bool:
     """Take the steps that are left of the epoch. False where a signal came; the state is then saved."""
-    config, train = this.recipe.train, this.train
+    config, train, wanted = this.recipe.train, this.train, _objective(this, state)
     steps = _epoch_steps(this.recipe, train, state.epoch)[: this.total_steps - state.total + state.step]
     places = parts(steps, config.batch_size, state.epoch, state.step)
     # Where reading a number waits for the GPU, each step's numbers are looked at after the next step is under way.
@@ -194,15 +201,28 @@ def _train_epoch(this: _Run, state: State) -> bool:
             rate = learning_rate(state.total, this.steps_per_epoch, this.total_steps, config)
             optimizers.set_learning_rate(state.optimizer, rate)
             seed_step(config.seed, state.epoch, step, this.world.rank)
-            weight = this.loss.weight(train.labels[steps[step]])
-            numbers = _gradients(this, state, batches, weight, len(steps[step]))
+            kept = token_stages.keep_rate(this.recipe, this.goal, state.total, this.total_steps)
+            token_stages.set_keep(state.model, kept)
+            state.optimizer.zero_grad(set_to_none=True)
+            weight = this.objective.loss.weight(train.labels[steps[step]])
+            numbers = gradients(
+                this.net,
+                batches,
+                wanted,
+                this.recipe,
+                this.world,
+                stop=this.stop.received is not None,
+                weight=weight,
+                images=len(steps[step]),
+                device=this.reader.device,
+            )
             unread.append(faults.StepReport(state.epoch, step, rate, train, steps[step], numbers))
             halt = False
             while len(unread) > delay:
                 halt |= unread.pop(0).check(this.journal, this.checkpoint)
             state.optimizer.step()
             update_average(state, config.ema_decay)
-            state.sums += numbers[:3]
+            state.sums += numbers[[0, 1, *range(4, len(numbers))]]
             state.step, state.total = step + 1, state.total + 1
             state.weight, state.images = state.weight + weight, state.images + len(steps[step])
             state.seconds += time.perf_counter() - started
@@ -220,47 +240,24 @@ def _train_epoch(this: _Run, state: State) -> bool:
     return True
 
 
-def _gradients(this: _Run, state: State, batches: Iterator[Batch], weight: float, images: int) -> torch.Tensor:
-    """Forward and backward over the micro-batches of one step of ``images`` images.
+def _hold(model: nn.Module, recipe: Recipe, epoch: int) -> bool:
+    """Freeze and thaw as the recipe has it for this epoch; whether anything changed."""
+    return freezing.hold(model, epoch, recipe.train.freeze_epochs, token_stages.standing_still(recipe, model, epoch))
 
-    Returns:
-        float64 ``[loss, correct, reconstruction error, stop, norm]``: sums over all processes, and the norm of the
-        gradient. ``loss`` is that of the classification.
-    """
-    config, size = this.recipe.train, this.world.size
-    state.optimizer.zero_grad(set_to_none=True)
-    numbers = torch.zeros(5, dtype=torch.float64, device=this.reader.device)
-    for batch in batches:
-        with accumulating(this.net, not batch.last), faults.explained(this.net, batch, this.recipe, size):
-            with autocast(this.reader.device, config.amp):
-                outputs = outputs_of(this.net, batch.x_BCHW)
-            logits_BK = outputs["logits"]
-            total = this.loss.total(logits_BK.float(), batch.target) * float(batch.counts)
-            # Over all micro-batches and processes these sum to the mean loss of the whole step; the factor undoes
-            # the division by the number of processes in the exchange of gradients.
-            mean = total * (size / max(weight, 1e-12))
-            if "reconstruction" in outputs:
-                error = reconstruction_error(outputs["reconstruction"], batch.x_BCHW, this.reader.preprocess)
-                error = error * float(batch.counts)
-                mean = mean + error * (this.recipe.loss.reconstruction * size / images)
-                numbers[2] += error.detach()
-            mean.backward()
-        numbers[0] += total.detach()
-        if batch.counts:
-            numbers[1] += correct(logits_BK.detach(), batch.target)
-        if batch.last:
-            break
-    numbers[3] = float(this.stop.received is not None)
-    this.world.sum(numbers)
-    limit = config.clip_norm if config.clip_norm is not None else math.inf
-    numbers[4] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    return numbers
+
+def _objective(this: _Run, state: State) -> Objective:
+    """What this epoch minimises."""
+    alone = token_stages.scorer_alone(this.recipe, state.model, state.epoch)
+    return replace(
+        this.objective, added=for_stage(this.objective.added, scorer_alone=alone), share=0.0 if alone else 1.0
+    )
 
 
 def _finish_epoch(this: _Run, state: State) -> bool:
     """Validate, compare with the best epoch, log, save. False where a signal came before or during it."""
     scores: dict[str, float | None] = {}
     started = time.perf_counter()
+    token_stages.set_keep(state.judged, this.goal)
     share_buffers(state.judged, this.world)
     rate = learning_rate(state.total - 1, this.steps_per_epoch, this.total_steps, this.recipe.train)
     faults.check_state(state, rate, this.journal, this.checkpoint)
@@ -280,7 +277,7 @@ def _finish_epoch(this: _Run, state: State) -> bool:
         except Interrupted:
             this.journal.save(state)
             return False
-        scores = validation_scores(logits_NK, this.val, this.loss)
+        scores = validation_scores(logits_NK, this.val, this.objective.loss)
     line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started)
     if improves(line, state.best, this.monitor):
         this.journal.keep_best(state, this.monitor, line)

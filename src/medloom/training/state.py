@@ -32,7 +32,8 @@ class State:
         epoch: the epoch in work, from 1.
         step: optimiser steps done in it.
         total: optimiser steps done in all.
-        sums: float64 ``[loss, correct, reconstruction error]`` over the images of the epoch so far, on the device.
+        sums: float64 ``[loss, correct, added losses ...]`` over the images of the epoch so far, on the device.
+        added: names of the added losses.
         weight, images: what the sums are divided by.
         seconds: spent in the epoch so far, over all sessions.
         best: ``epoch``, ``score``, ``file`` ... of the best epoch so far.
@@ -48,7 +49,8 @@ class State:
     epoch: int = 1
     step: int = 0
     total: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    added: tuple[str, ...] = ()
     weight: float = 0.0
     images: int = 0
     seconds: float = 0.0
@@ -99,7 +101,7 @@ def load(state: State, found: checkpoint.Checkpoint) -> None:
     for name in _PLAIN:
         if name != "fingerprint":
             setattr(state, name, found.values[name])
-    sums = [*found.values["sums"], 0.0][: len(state.sums)]  # older checkpoints hold two
+    sums = [*found.values["sums"], *[0.0] * len(state.added)][: len(state.sums)]  # older checkpoints hold fewer
     state.sums = torch.tensor(sums, dtype=torch.float64, device=state.sums.device)
 
 

@@ -95,11 +95,13 @@ def pictures(
         weights = {
             name: tap.value[0].float().cpu().numpy().reshape(tap.grid)
             for name, tap in sorted(taps.items())
-            if name.startswith("token_weight")
+            if name.startswith("token_weight") or name == "token_score"
         }
         image_HWC = x_u8_1CHW[0].permute(1, 2, 0).cpu().numpy()
         image = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
         found = _picture(table, answers, i, image, weights)
+        if "kept" in taps:
+            found = replace(found, kept=taps["kept"].value[0].cpu().numpy().reshape(taps["kept"].grid))
         chosen.append(_rebuilt(found, model, x_1CHW, preprocess) if rebuild else found)
     return chosen
 

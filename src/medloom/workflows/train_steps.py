@@ -25,7 +25,7 @@ from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import task
 from medloom.files import RunDirectory, make_folder, write_json, write_text
 from medloom.models.registry import create_model
-from medloom.models.weights import load_weights, read_safetensors
+from medloom.models.weights import read_safetensors
 from medloom.reporting.pictures import write_pictures
 from medloom.reporting.report import write_report
 from medloom.training.batches import Examples
@@ -38,6 +38,7 @@ from medloom.training.reconstruction import reconstructs
 from medloom.workflows import score
 from medloom.workflows.environment import environment
 from medloom.workflows.examples import pictures
+from medloom.workflows.networks import architecture_of, build, load_teacher
 from medloom.workflows.prepare import Prepared, load_pixels, prepare
 from medloom.workflows.progress import Progress, duration
 from medloom.workflows.train import TrainedRun
@@ -108,27 +109,6 @@ def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> 
     return TrainedRun(run, {}, 0.0)
 
 
-def build(recipe: Recipe, prepared: Prepared) -> nn.Module:
-    """The recipe's model for these data, from its seed, or from the weights that it names."""
-    torch.manual_seed(recipe.train.seed)
-    architecture = architecture_of(recipe, prepared)
-    model = create_model(**architecture, pretrained=recipe.model.pretrained)
-    if recipe.model.weights is not None:
-        load_weights(model, recipe.model.weights, new_head=recipe.model.new_head)
-    return model
-
-
-def architecture_of(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """What ``create_model`` takes to build this run's network again."""
-    return {
-        "name": recipe.model.name,
-        "num_classes": len(prepared.dataset.classes),
-        "in_chans": prepared.preprocess.in_chans,
-        "image_size": list(prepared.preprocess.size),
-        **recipe.model.options,
-    }
-
-
 def check_model(recipe: Recipe) -> None:
     """Refuse before the data are read what does not depend on them: the model's name, options and weights.
 
@@ -173,9 +153,10 @@ def _fit(
     dataset = prepared.dataset
     train = dataset.select("train")
     weights = class_weights(train.targets(), len(dataset.classes), recipe.imbalance, dataset.classes)
+    teacher, taught = load_teacher(recipe, prepared, device)
     marks = fingerprint(
         recipe,
-        {"hash": dataset.hash()},
+        {"hash": dataset.hash(), **({"teacher": taught} if taught else {})},
         device=device,
         processes=world.size,
         augmentation=backend(device),
@@ -191,6 +172,7 @@ def _fit(
             class_weights=weights,
             fingerprint=marks,
             accept=recipe.data.accept,
+            teacher=teacher,
             resume=resume,
             device=device,
             world=world,

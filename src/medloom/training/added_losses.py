@@ -1,0 +1,141 @@
+"""Losses beside the classification: what a model rebuilds, how it scores its tokens, what a teacher says.
+
+Each is a sum over images, so that micro-batches and processes add up to the whole step; each is in the epoch's log
+under its name, as a mean per image and before its weight.
+
+Shape suffixes: B images of a micro-batch, C channels, H height, W width, K classes, N tokens of the grid.
+
+Reference: distillation: Hinton et al., arXiv 1503.02531; multiple instances: Ilse et al., arXiv 1802.04712.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medloom.blocks.taps import Taps
+from medloom.config import Recipe
+from medloom.data.preprocess import Preprocess
+from medloom.errors import UsageError
+from medloom.training.batches import Batch
+from medloom.training.losses import Loss
+from medloom.training.reconstruction import reconstruction_error, reconstructs
+
+TEACHER_BLOCKS = 3
+"""The teacher's last blocks, whose CLS attention the scores learn from: earlier ones look at edges."""
+
+
+@dataclass(frozen=True)
+class AddedLoss:
+    """One loss beside the classification.
+
+    Attributes:
+        name: in the log.
+        weight: in the sum that is minimised.
+        total: ``(outputs of the model, batch)`` to the scalar sum over the images.
+    """
+
+    name: str
+    weight: float
+    total: Callable[[dict[str, Tensor], Batch], Tensor]
+
+
+def scores_tokens(model: nn.Module) -> bool:
+    """Whether the model chooses its tokens by a score that it must learn."""
+    return hasattr(model, "scorer")
+
+
+def added_losses(
+    model: nn.Module, recipe: Recipe, preprocess: Preprocess, loss: Loss, teacher: nn.Module | None = None
+) -> tuple[AddedLoss, ...]:
+    """What the recipe adds for this model.
+
+    Args:
+        loss: of the classification, for heads beside the main one.
+        teacher: frozen and on the device, of the same classes and input; None where the recipe names none.
+
+    Raises:
+        UsageError: U225, the recipe wants a teacher's attention, and there is none to have.
+    """
+    added = []
+    if reconstructs(model):
+        added.append(
+            AddedLoss(
+                "reconstruction",
+                recipe.loss.reconstruction,
+                lambda outputs, batch: reconstruction_error(outputs["reconstruction"], batch.x_BCHW, preprocess),
+            )
+        )
+    if scores_tokens(model):
+        added.append(
+            AddedLoss(
+                "scorer",
+                recipe.tokens.scorer_weight,
+                lambda outputs, batch: loss.total(outputs["scorer_logits"].float(), batch.target),
+            )
+        )
+    if teacher is not None:
+        temperature = recipe.distill.temperature
+
+        def distillation(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+            with torch.no_grad():
+                taught_BK = teacher(batch.x_BCHW)
+            return soft_error(outputs["logits"], taught_BK, temperature, many=batch.target.ndim == 2)
+
+        added.append(AddedLoss("distillation", recipe.distill.weight, distillation))
+    if recipe.tokens.attention_weight > 0:
+        added.append(AddedLoss("attention", recipe.tokens.attention_weight, _attention(model, teacher)))
+    return tuple(added)
+
+
+def for_stage(added: tuple[AddedLoss, ...], *, scorer_alone: bool) -> tuple[AddedLoss, ...]:
+    """The same losses with the weights of a stage: while the scorer learns alone, only what teaches it counts."""
+    if not scorer_alone:
+        return added
+    alone = {"scorer": 1.0}
+    return tuple(
+        replace(one, weight=alone.get(one.name, one.weight if one.name == "attention" else 0.0)) for one in added
+    )
+
+
+def soft_error(logits_BK: Tensor, taught_BK: Tensor, temperature: float, *, many: bool) -> Tensor:
+    """Divergence of the student's answers from the teacher's, softened, times the temperature squared; summed over B.
+
+    Args:
+        many: several labels per image: one Bernoulli divergence per label, mean over the labels.
+    """
+    student_BK, teacher_BK = logits_BK.float() / temperature, taught_BK.float() / temperature
+    if not many:
+        return temperature**2 * F.kl_div(
+            student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="sum", log_target=True
+        )
+    p_BK = teacher_BK.sigmoid()
+    # Cross-entropy less the teacher's own entropy: zero where both agree.
+    error_BK = F.binary_cross_entropy_with_logits(student_BK, p_BK, reduction="none")
+    own_BK = F.binary_cross_entropy_with_logits(teacher_BK, p_BK, reduction="none")
+    return temperature**2 * (error_BK - own_BK).mean(dim=1).sum()
+
+
+def _attention(model: nn.Module, teacher: nn.Module | None) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+    place, remedy = "tokens.attention_weight", "Name a vit, deit or token_pruned run in distill.teacher, or set it to 0"
+    if teacher is None or not scores_tokens(model):
+        raise UsageError("U225", place, "it needs a model that scores its tokens, and a teacher", remedy)
+
+    def total(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        taps: Taps = {}
+        with torch.no_grad():
+            teacher(batch.x_BCHW, taps)
+        names = sorted((k for k in taps if k.startswith("attention.")), key=lambda k: int(k.partition(".")[2]))
+        maps = [taps[name] for name in names[-TEACHER_BLOCKS:]]
+        score_BN = outputs["token_score"].float()
+        if not maps or any(tap.value.shape[-1] - tap.prefix != score_BN.shape[1] for tap in maps):
+            raise UsageError("U225", place, "the teacher's attention is not on the grid of the scores", remedy)
+        looks_BN = torch.stack([tap.value[:, :, 0, tap.prefix :].float().mean(1) for tap in maps]).mean(0)
+        looks_BN = looks_BN / looks_BN.sum(dim=1, keepdim=True)
+        return F.kl_div(score_BN.log_softmax(1), looks_BN, reduction="sum")
+
+    return total

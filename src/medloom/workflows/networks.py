@@ -1,0 +1,64 @@
+"""The network of a run, and the teacher that its recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medloom.config import Recipe
+from medloom.deployment.bundle import load
+from medloom.deployment.export import restore_model
+from medloom.errors import UsageError
+from medloom.files import sha256_file
+from medloom.models.registry import create_model
+from medloom.models.weights import load_weights
+from medloom.workflows.prepare import Prepared
+
+
+def build(recipe: Recipe, prepared: Prepared) -> nn.Module:
+    """The recipe's model for these data, from its seed, or from the weights that it names."""
+    torch.manual_seed(recipe.train.seed)
+    architecture = architecture_of(recipe, prepared)
+    model = create_model(**architecture, pretrained=recipe.model.pretrained)
+    if recipe.model.weights is not None:
+        load_weights(model, recipe.model.weights, new_head=recipe.model.new_head)
+    return model
+
+
+def architecture_of(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What ``create_model`` takes to build this run's network again."""
+    return {
+        "name": recipe.model.name,
+        "num_classes": len(prepared.dataset.classes),
+        "in_chans": prepared.preprocess.in_chans,
+        "image_size": list(prepared.preprocess.size),
+        **recipe.model.options,
+    }
+
+
+def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[nn.Module | None, str]:
+    """The network of ``distill.teacher``, frozen, and the hash of its weights; nothing where the recipe names none.
+
+    It must answer the same question about the same input, or what it teaches means something else.
+
+    Raises:
+        UsageError: U225, it knows other classes or sees another input. What a bundle is refused for.
+    """
+    if recipe.distill.teacher is None:
+        return None, ""
+    bundle = load(recipe.distill.teacher)
+    place = f"distill.teacher {recipe.distill.teacher}"
+    classes = tuple(prepared.dataset.classes)
+    if bundle.classes != classes:
+        told = f"it knows the classes {', '.join(bundle.classes)}, and these data have {', '.join(classes)}"
+        raise UsageError("U225", place, told, "Choose a teacher of the same classes, in the same order")
+    theirs, ours = bundle.preprocess.as_dict(), prepared.preprocess.as_dict()
+    other = sorted(key for key in ours if ours[key] != theirs.get(key))
+    if other:
+        told = f"it sees other input ({', '.join(f'preprocess.{key}' for key in other)})"
+        raise UsageError("U225", place, told, "Train student and teacher with the same preprocess part")
+    model = restore_model(bundle).to(device).requires_grad_(False)
+    return model, sha256_file(Path(bundle.root) / "model.safetensors")
