@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medloom.reporting.page import visible
-from medloom.reporting.svg import BLUE, INK, MUTED, ORANGE, colours, inline_svg
+from medloom.reporting.svg import BLUE, CYCLE, INK, MUTED, ORANGE, colours, inline_svg
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -25,7 +25,8 @@ def counts(counts: dict[str, dict[str, int]], classes: Sequence[str], images: di
         images: images per split, where an image may be of several classes or of none.
     """
     splits = [s for s in counts if sum(counts[s].values())]
-    ink = colours(len(classes))
+    # Beyond the colours that can be told apart they would only repeat.
+    ink = colours(len(classes)) if len(classes) <= len(CYCLE) else [BLUE] * len(classes)
 
     def paint(axes: list[Any]) -> None:
         for axis, split in zip(axes, splits):

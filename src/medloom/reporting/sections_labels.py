@@ -233,4 +233,7 @@ def _kind(reason: str) -> str:
 
 
 def _figures(reason: str) -> str:
-    return reason.split(",")[0].removesuffix(" in validation").replace(" and ", ", ")
+    """The scarce side's count: ``18 positives``; negatives alone where they are what is short."""
+    first, _, second = reason.split(",")[0].removesuffix(" in validation").partition(" and ")
+    count, other = first.split(" ")[0], second.split(" ")[0]
+    return second if second and count.isdigit() and other.isdigit() and int(other) < int(count) else first
