@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medloom.blocks.taps import Taps
 from medloom.config import Recipe
 from medloom.data.preprocess import Preprocess
 from medloom.errors import UsageError
@@ -126,7 +126,7 @@ def _attention(model: nn.Module, teacher: nn.Module | None) -> Callable[[dict[st
         raise UsageError("U225", place, "it needs a model that scores its tokens, and a teacher", remedy)
 
     def total(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        taps: Taps = {}
+        taps: dict[str, Any] = {}
         with torch.no_grad():
             teacher(batch.x_BCHW, taps)
         names = sorted((k for k in taps if k.startswith("attention.")), key=lambda k: int(k.partition(".")[2]))
