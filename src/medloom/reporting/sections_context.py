@@ -129,7 +129,8 @@ def pictures(found: Recorded) -> dict[str, Any]:
         shown = [_shown(p, scales) for p in found.pictures if p.correct is correct]
         if shown:
             groups.append({"title": f"{title} ({len(shown)} shown)", "pictures": shown})
-    lead = "Test images as the model received them."
+    tested = "test" in ((found.metrics or {}).get("splits") or {})
+    lead = f"{'Test' if tested else 'Validation'} images as the model received them."
     if any(p.rebuilt is not None for p in found.pictures):
         lead += (
             " Beside each, what the model rebuilt of it from its tokens: what is lost there, the tokens do not hold in "
