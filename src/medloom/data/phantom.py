@@ -22,7 +22,7 @@ from PIL import Image
 
 from medloom.data.phantom_anatomy import Patient, Pose, attenuation, draw_patient, draw_pose
 from medloom.data.phantom_film import SITES, develop
-from medloom.data.phantom_lesions import LESION_CONTRAST, Opacity, distractors, draw_opacities, place
+from medloom.data.phantom_lesions import LESION_CONTRAST, LESION_RADII, Opacity, distractors, draw_opacities, place
 from medloom.errors import ResourceError, UsageError
 from medloom.files import write_json
 
@@ -66,6 +66,7 @@ def phantom_images(
     sites: Sequence[str] = ("north", "east", "south"),
     images_per_patient: tuple[int, int] = (1, 3),
     lesion_contrast: tuple[float, float] = LESION_CONTRAST,
+    lesion_radii: tuple[float, float] = LESION_RADII,
     fractions: tuple[float, float] = (0.15, 0.25),
 ) -> Phantom:
     """Draw ``n_patients`` chests, half of them with opacities, spread evenly over ``sites``.
@@ -75,12 +76,13 @@ def phantom_images(
         sites: names from ``phantom_film.SITES`` (``west`` is kept out of the default, as an unseen hospital).
         images_per_patient: fewest and most.
         lesion_contrast: weakest and strongest opacity, as a share of the step from lung to soft tissue.
+        lesion_radii: smallest and largest half axis, as a share of half the image's side.
         fractions: shares of the patients for validation and test.
 
     Raises:
         UsageError: U204 for a value that cannot be drawn.
     """
-    _check(n_patients, size, seed, sites, images_per_patient, lesion_contrast, fractions)
+    _check(n_patients, size, seed, sites, images_per_patient, lesion_contrast, lesion_radii, fractions)
     plan = _plan(n_patients, seed, sites, images_per_patient, fractions)
     total = sum(count for *_, count in plan)
     images = np.empty((total, size, size), dtype=np.uint8)
@@ -90,7 +92,7 @@ def phantom_images(
     for number, (site, label, split, count) in enumerate(plan):
         rng = np.random.default_rng([seed, 1, number])
         patient = draw_patient(rng)
-        opacities = draw_opacities(rng, patient, lesion_contrast)[: None if label else 0]
+        opacities = draw_opacities(rng, patient, lesion_contrast, lesion_radii)[: None if label else 0]
         for take in range(count):
             shot = np.random.default_rng([seed, 2, number, take])
             pose = draw_pose(shot, SITES[site].supine)
@@ -120,6 +122,7 @@ def write_phantom(
     seed: int = 0,
     sites: Sequence[str] = ("north", "east", "south"),
     lesion_contrast: tuple[float, float] = LESION_CONTRAST,
+    lesion_radii: tuple[float, float] = LESION_RADII,
 ) -> Path:
     """Write ``images/*.png``, ``masks/*.png`` (of the opacities), ``lesions.json`` and ``table.csv``.
 
@@ -136,7 +139,9 @@ def write_phantom(
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError("U212", directory, "it is there and not empty", "Name a new folder, or remove this one")
-    phantom = phantom_images(n_patients, size=size, seed=seed, sites=sites, lesion_contrast=lesion_contrast)
+    phantom = phantom_images(
+        n_patients, size=size, seed=seed, sites=sites, lesion_contrast=lesion_contrast, lesion_radii=lesion_radii
+    )
     building = directory.with_name(f".medloom-tmp-{os.getpid()}-{directory.name}")
     try:
         building.mkdir(parents=True)
@@ -182,6 +187,7 @@ def _check(
     sites: Sequence[str],
     images_per_patient: tuple[int, int],
     lesion_contrast: tuple[float, float],
+    lesion_radii: tuple[float, float],
     fractions: tuple[float, float],
 ) -> None:
     smallest, largest = SIZES
@@ -198,6 +204,8 @@ def _check(
         problem = f"images per patient from {images_per_patient[0]} to {images_per_patient[1]}"
     elif not 0 < lesion_contrast[0] <= lesion_contrast[1] <= 2:
         problem = f"lesion contrast from {lesion_contrast[0]} to {lesion_contrast[1]}"
+    elif not 0.01 <= lesion_radii[0] <= lesion_radii[1] <= 1:
+        problem = f"lesion radii from {lesion_radii[0]} to {lesion_radii[1]}, outside 0.01 to 1"
     elif min(fractions) < 0 or sum(fractions) > 1:
         problem = f"fractions {fractions[0]} and {fractions[1]} for validation and test"
     if problem:

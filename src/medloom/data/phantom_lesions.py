@@ -13,6 +13,8 @@ from medloom.data.phantom_anatomy import Patient, Pose, cloud, lung_field, segme
 
 # Contrast of an opacity as a share of the step from aerated lung to soft tissue: from beyond notice to plain.
 LESION_CONTRAST = (0.30, 1.10)
+# Half axes of an opacity, as a share of half the image's side.
+LESION_RADII = (0.09, 0.22)
 _LUNG_STEP = 0.36
 
 
@@ -27,7 +29,12 @@ class Opacity:
     seed: int
 
 
-def draw_opacities(rng: np.random.Generator, patient: Patient, contrast: tuple[float, float]) -> list[Opacity]:
+def draw_opacities(
+    rng: np.random.Generator,
+    patient: Patient,
+    contrast: tuple[float, float],
+    radii: tuple[float, float] = LESION_RADII,
+) -> list[Opacity]:
     """One to three opacities within the lungs, faint ones as often as strong ones on a logarithmic scale."""
     low, high = contrast
     opacities = []
@@ -41,7 +48,7 @@ def draw_opacities(rng: np.random.Generator, patient: Patient, contrast: tuple[f
         opacities.append(
             Opacity(
                 centre=(float(u[best]), float(v[best])),
-                radii=(float(rng.uniform(0.09, 0.22)), float(rng.uniform(0.09, 0.22))),
+                radii=(float(rng.uniform(*radii)), float(rng.uniform(*radii))),
                 turn=float(rng.uniform(0, np.pi)),
                 strength=float(low * (high / low) ** rng.uniform()),
                 seed=int(rng.integers(2**31)),

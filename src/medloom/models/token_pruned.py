@@ -150,12 +150,17 @@ class TokenPruned(nn.Module):
         (B, N).
         """
         x_BDhw, score_BN = self._embed(x_BCHW, None)
-        bag_BD = (score_BN.softmax(dim=1)[:, None] @ to_tokens(x_BDhw))[:, 0]
         return {
             "logits": self.head(self._class_token(x_BDhw, score_BN, self.keep_rate, None, gated=True)),
-            "scorer_logits": self.scorer_head(bag_BD),
+            "scorer_logits": self._bag_logits(x_BDhw, score_BN),
             "token_score": score_BN,
         }
+
+    def scorer_outputs(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """The same without the blocks, for the stage in which stem and scorer learn alone."""
+        x_BDhw, score_BN = self._embed(x_BCHW, None)
+        logits_BK = self._bag_logits(x_BDhw, score_BN)
+        return {"logits": logits_BK, "scorer_logits": logits_BK, "token_score": score_BN}
 
     def rates(self, score_BN: Tensor) -> Tensor:
         """The smallest bucket per image that holds ``mass`` of the softmax of its scores, ``(B,)``."""
@@ -169,6 +174,9 @@ class TokenPruned(nn.Module):
     def head_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the classes."""
         return tuple(f"{head}.{kind}" for head in ("head", "scorer_head") for kind in ("weight", "bias"))
+
+    def _bag_logits(self, x_BDhw: Tensor, score_BN: Tensor) -> Tensor:
+        return self.scorer_head((score_BN.softmax(dim=1)[:, None] @ to_tokens(x_BDhw))[:, 0])
 
     def _embed(self, x_BCHW: Tensor, taps: Taps | None) -> tuple[Tensor, Tensor]:
         grid = self._grid(tuple(x_BCHW.shape[-2:]))

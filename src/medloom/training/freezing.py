@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from medloom.config import Recipe
+from medloom.training.token_stages import standing_still
+
 
 def hold(model: nn.Module, epoch: int, freeze_epochs: int, still: tuple[str, ...] = ()) -> bool:
     """Freeze the trunk in the first ``freeze_epochs`` epochs, and thaw it in all later ones.
@@ -32,6 +35,11 @@ def hold(model: nn.Module, epoch: int, freeze_epochs: int, still: tuple[str, ...
         changed |= parameter.requires_grad != learns
         parameter.requires_grad_(learns)
     return changed
+
+
+def hold_for(model: nn.Module, recipe: Recipe, epoch: int) -> bool:
+    """Freeze and thaw as the recipe has it for this epoch, for the trunk and for a scorer; whether anything changed."""
+    return hold(model, epoch, recipe.train.freeze_epochs, standing_still(recipe, model, epoch))
 
 
 def train_mode(net: nn.Module) -> None:

@@ -35,7 +35,7 @@ from medloom.files import RunDirectory
 from medloom.training import faults, freezing, optimizers, token_stages
 from medloom.training.added_losses import added_losses, for_stage
 from medloom.training.batches import Examples, Reader, deal, parts
-from medloom.training.distributed import World, replicate, share_buffers
+from medloom.training.distributed import World, share_buffers
 from medloom.training.journal import Journal
 from medloom.training.objective import objective
 from medloom.training.precision import MEMORY_FORMAT, settings
@@ -43,7 +43,7 @@ from medloom.training.predict import Interrupted, predict_logits
 from medloom.training.schedule import learning_rate
 from medloom.training.scores import improves, monitor_of, validation_scores
 from medloom.training.state import State, average_of, seed_step, update_average
-from medloom.training.step import Objective, gradients, trained_part
+from medloom.training.step import Objective, gradients, net_of
 from medloom.training.stopping import EXIT_CODES, StopRequests
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def fit(
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
         journal.open(state, total_steps, resume=resume, accept=accept)
-        _hold(model, recipe, state.epoch)
+        freezing.hold_for(model, recipe, state.epoch)
         this = _Run(
             recipe=recipe,
             train=train,
@@ -164,7 +164,7 @@ def fit(
             reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
             objective=Objective(loss, added),
             goal=token_stages.goal_of(model),
-            net=replicate(trained_part(model), device, world),
+            net=net_of(model, recipe, state.epoch, device, world),
             world=world,
             journal=journal,
             checkpoint=run.checkpoint,
@@ -176,8 +176,8 @@ def fit(
         stopped = state.done
         with faults.memory_elsewhere(recipe):
             while stopped is None:
-                if _hold(model, recipe, state.epoch):
-                    this = replace(this, net=replicate(trained_part(model), device, world))
+                if freezing.hold_for(model, recipe, state.epoch):
+                    this = replace(this, net=net_of(model, recipe, state.epoch, device, world))
                 finished = _train_epoch(this, state) and _finish_epoch(this, state)
                 stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)
@@ -238,11 +238,6 @@ def _train_epoch(this: _Run, state: State) -> bool:
     while unread:
         unread.pop(0).check(this.journal, this.checkpoint)
     return True
-
-
-def _hold(model: nn.Module, recipe: Recipe, epoch: int) -> bool:
-    """Freeze and thaw as the recipe has it for this epoch; whether anything changed."""
-    return freezing.hold(model, epoch, recipe.train.freeze_epochs, token_stages.standing_still(recipe, model, epoch))
 
 
 def _objective(this: _Run, state: State) -> Objective:

@@ -16,11 +16,12 @@ from medloom.config import Recipe
 from medloom.training import faults
 from medloom.training.added_losses import AddedLoss, scores_tokens
 from medloom.training.batches import Batch
-from medloom.training.distributed import World, accumulating
+from medloom.training.distributed import World, accumulating, replicate
 from medloom.training.losses import Loss
 from medloom.training.precision import autocast
 from medloom.training.reconstruction import reconstructs
 from medloom.training.scores import correct
+from medloom.training.token_stages import scorer_alone
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,33 @@ class Objective:
 
 
 class TrainOutputs(nn.Module):
-    """``train_outputs`` as a module: several processes average the gradients of what is called through one alone."""
+    """A method as a module: several processes average the gradients of what is called through one alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
         self.model = model
+        self.method = method
 
     def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
-        outputs: dict[str, Tensor] = self.model.train_outputs(x_BCHW)  # type: ignore[operator]
+        outputs: dict[str, Tensor] = getattr(self.model, self.method)(x_BCHW)
         return outputs
 
 
-def trained_part(model: nn.Module) -> nn.Module:
-    """What a step calls: ``train_outputs`` of models that rebuild their input or score tokens, else the model."""
-    return TrainOutputs(model) if reconstructs(model) or scores_tokens(model) else model
+def trained_part(model: nn.Module, *, scorer_alone: bool = False) -> nn.Module:
+    """What a step calls: ``train_outputs`` of models that rebuild their input or score tokens, else the model.
+
+    Args:
+        scorer_alone: ``scorer_outputs`` instead, which leave the blocks out: in that stage nothing there learns.
+    """
+    if scorer_alone:
+        return TrainOutputs(model, "scorer_outputs")
+    return TrainOutputs(model, "train_outputs") if reconstructs(model) or scores_tokens(model) else model
+
+
+def net_of(model: nn.Module, recipe: Recipe, epoch: int, device: torch.device, world: World) -> nn.Module:
+    """What the steps of an epoch call, its gradients averaged over the processes."""
+    return replicate(trained_part(model, scorer_alone=scorer_alone(recipe, model, epoch)), device, world)
 
 
 def outputs_of(net: nn.Module, x_BCHW: Tensor) -> dict[str, Tensor]:
