@@ -108,33 +108,33 @@ def test_the_four_files_hold_the_same(content: dict[str, Any], tmp_path: Path) -
     assert {line.count("|") for line in table} == {12}
 
 
-def test_D130_other_test_images_are_refused(runs: list[Run], tmp_path: Path) -> None:
+def test_D133_other_test_images_are_refused(runs: list[Run], tmp_path: Path) -> None:
     sizes = {"train": (40, 60), "val": (30, 30), "test": (60, 79)}
     other = read("conv2d", 5, made(tmp_path, "conv2d", 5, sizes=sizes))
     with pytest.raises(DataError) as caught:
         refuse_mixtures([*runs, other])
-    assert caught.value.code == "D130"
+    assert caught.value.code == "D133"
     assert "139 images" in caught.value.problem
 
 
-def test_D130_the_same_names_with_other_patients_are_refused(runs: list[Run], tmp_path: Path) -> None:
+def test_D133_the_same_names_with_other_patients_are_refused(runs: list[Run], tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     run.records.write_text(run.records.read_text().replace("test-0-3", "test-0-4"))
     with pytest.raises(DataError) as caught:
         build([runs[1], read("x", 0, run)], Measured(), resamples=20)
-    assert caught.value.code == "D130"
+    assert caught.value.code == "D133"
 
 
-def test_D130_other_classes_are_refused(runs: list[Run], tmp_path: Path) -> None:
+def test_D133_other_classes_are_refused(runs: list[Run], tmp_path: Path) -> None:
     other = read("x", 0, made(tmp_path, "conv2d", classes=("HEALTHY", "SICK")))
-    with pytest.raises(DataError, match="D130"):
+    with pytest.raises(DataError, match="D133"):
         refuse_mixtures([runs[0], other])
 
 
-def test_D130_a_run_without_test_images_has_no_place_in_it(runs: list[Run], tmp_path: Path) -> None:
+def test_D133_a_run_without_test_images_has_no_place_in_it(runs: list[Run], tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     run.predictions("test").unlink()
-    with pytest.raises(DataError, match="D130"):
+    with pytest.raises(DataError, match="D133"):
         read("x", 0, run)
 
 

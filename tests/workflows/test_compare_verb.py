@@ -173,12 +173,12 @@ def test_time_that_is_up_starts_no_run_and_says_what_remains(recipe: Path, data:
     assert "not run yet" in (recipe.parent / "c" / "leaderboard.html").read_text()
 
 
-def test_D130_runs_on_other_images_are_refused_before_anything_runs(
+def test_D133_runs_on_other_images_are_refused_before_anything_runs(
     recipe: Path, data: Path, children: Children, tmp_path: Path
 ) -> None:
     one = made(tmp_path / "given", "conv2d")
     other = made(tmp_path / "given", "vit_tiny", sizes={"train": (40, 60), "val": (30, 30), "test": (60, 79)})
-    with pytest.raises(Exception, match="D130"):
+    with pytest.raises(Exception, match="D133"):
         compare([one.root, other.root, recipe], data=data, out=tmp_path / "c")
     assert children.trained == []
 

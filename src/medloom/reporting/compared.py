@@ -61,11 +61,11 @@ def read(label: str, seed: int, directory: RunDirectory) -> Run:
     """One run with what a comparison needs of it.
 
     Raises:
-        DataError: D130, it has no test predictions; D114, D116, its tables cannot be read.
+        DataError: D133, it has no test predictions; D114, D116, its tables cannot be read.
     """
     found = read_run(directory)
     if found.test is None or not len(found.test) or "test" not in (found.metrics or {}).get("splits", {}):
-        raise DataError("D130", directory.root, "it has no scored test images", "Give the data a test split")
+        raise DataError("D133", directory.root, "it has no scored test images", "Give the data a test split")
     dataset = read_csv(directory.records, directory.root)
     log = [e for e in found.log if e.get("event") == "epoch"]
     peaks = [s["peak_memory"] for s in found.sessions or () if s.get("peak_memory")]
@@ -97,7 +97,7 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
     """No table of apples and pears.
 
     Raises:
-        DataError: D130 when two runs saw other images, labels or patients, or were tested on others.
+        DataError: D133 when two runs saw other images, labels or patients, or were tested on others.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -112,7 +112,7 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
             problem = f"its images, labels or patients are not those of {first.directory.root.name}"
         else:
             continue
-        raise DataError("D130", run.directory.root, problem, "Compare runs on one data set and one test split")
+        raise DataError("D133", run.directory.root, problem, "Compare runs on one data set and one test split")
 
 
 def protocol(runs: Sequence[Run]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def build(
         against: ``published`` adds published tables of the same data set.
 
     Raises:
-        DataError: D130, the runs are not about the same images. UsageError: U232, no row is called ``baseline``.
+        DataError: D133, the runs are not about the same images. UsageError: U232, no row is called ``baseline``.
     """
     refuse_mixtures(runs)
     rows = grouped(runs)

@@ -57,7 +57,7 @@ def compare(
     signal, when the run in hand is saved and the same command goes on.
 
     Raises:
-        UsageError: U211, U230 to U233, T412. DataError: D130 runs on different images; what listing the data raises.
+        UsageError: U211, U230 to U233, T412. DataError: D133 runs on different images; what listing the data raises.
     """
     started = time.monotonic()
     folder = Path(out)
