@@ -19,6 +19,7 @@ _HOMES = {
     "evaluate": "medloom.workflows.evaluate",
     "audit": "medloom.workflows.audit",
     "compare": "medloom.workflows.compare",
+    "explain": "medloom.workflows.explain",
     "load": "medloom.deployment.bundle",
     "MedloomError": "medloom.errors",
 }
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from medloom.workflows.audit import audit as audit
     from medloom.workflows.compare import compare as compare
     from medloom.workflows.evaluate import evaluate as evaluate
+    from medloom.workflows.explain import explain as explain
     from medloom.workflows.train import train as train
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medloom.cli_compare import compare
+from medloom.cli_explain import explain
 from medloom.errors import DataError, MedloomError, UsageError, check_accept
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 data_app = typer.Typer(rich_markup_mode=None, help="Look at data before anything learns from it.")
 app.add_typer(data_app, name="data")
 app.command()(compare)
+app.command()(explain)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress is silent.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. train.epochs=5.")]

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from medloom.reporting.page import interval, number, picture
-from medloom.reporting.pictures import Picture, dimmed, drawn_range, overlay, scale_bar, weight_range
+from medloom.reporting.pictures import Picture
 from medloom.reporting.published import TABLE_2, TEST_IMAGES, WHAT_IT_MEANS, is_the_papers_task
 from medloom.reporting.recorded import Recorded
 from medloom.reporting.sections_evidence import split_of
+from medloom.reporting.token_views import colour_bars, drawn, drawn_scales, told
 from medloom.reporting.wording import METRICS, per_cent
 
 _GROUP_METRICS = ("auc", "sensitivity", "specificity")
@@ -110,23 +111,10 @@ def _ours(test: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 def pictures(found: Recorded) -> dict[str, Any]:
     """Examples, wrong ones first, each beside itself with its token weights."""
-    names = list(dict.fromkeys(name for p in found.pictures for name in p.weights))
-    ranges = {name: weight_range(found.pictures, name) for name in names}
-    scales = {name: drawn_range(*ends) for name, ends in ranges.items()}
-    bars = [
-        {
-            "name": _scale_name(name, names, found.pictures),
-            "low": f"{scales[name][0]:.3g}",
-            "high": f"{scales[name][1]:.3g}",
-            "image": picture(scale_bar()),
-            "note": f"the same scale for every image; the weights run from {low:.3g} to {high:.3g}"
-            + ("" if scales[name] == (low, high) else ": nearly equal, so they choose little"),
-        }
-        for name, (low, high) in ranges.items()
-    ]
+    scales = drawn_scales(found.pictures)
     groups = []
     for correct, title in ((False, "Answered wrong"), (True, "Answered right")):
-        shown = [_shown(p, scales) for p in found.pictures if p.correct is correct]
+        shown = [example(p, scales) for p in found.pictures if p.correct is correct]
         if shown:
             groups.append({"title": f"{title} ({len(shown)} shown)", "pictures": shown})
     tested = "test" in ((found.metrics or {}).get("splits") or {})
@@ -136,49 +124,23 @@ def pictures(found: Recorded) -> dict[str, Any]:
             " Beside each, what the model rebuilt of it from its tokens: what is lost there, the tokens do not hold in "
             "a form that one linear layer can read. Such a picture says nothing of what the answer rests on."
         )
-    kept = [float(p.kept.mean()) for p in found.pictures if p.kept is not None]
-    if kept:
-        lead += (
-            f" Beside each, the tokens that the model kept ({100 * min(kept):.0f} to {100 * max(kept):.0f} percent of "
-            "them); the others are darkened, and reach the answer only as one mean."
-        )
-    if names:
-        lead += (
-            " Beside each, the weight that the model gave to each token, one flat cell per token. Weights say what was "
-            "passed on, not why the answer was given; they have not been tested as an explanation."
-        )
-    else:
-        lead += " This model gives no weight to its tokens, so none are drawn."
-    return {"groups": groups, "bars": bars, "lead": lead}
+    bars = colour_bars(found.pictures)
+    return {"groups": groups, "bars": bars, "lead": lead + told(found.pictures)}
 
 
-def _shown(p: Picture, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    views = [{"image": picture(p.image), "alt": f"{p.id}, {p.label}"}]
-    if p.rebuilt is not None:
-        views.append({"image": picture(p.rebuilt), "alt": f"{p.id} as the model rebuilt it"})
-    if p.kept is not None:
-        views.append({"image": picture(dimmed(p.image, p.kept)), "alt": f"kept tokens of {p.id}"})
-    views += [
-        {"image": picture(overlay(p.image, w, *ranges[name])), "alt": f"token weights {name} of {p.id}"}
-        for name, w in p.weights.items()
-    ]
+def example(p: Picture, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """One example as the template takes it."""
+    views = [{"image": picture(pixels), "alt": what} for what, pixels in drawn(p, ranges)]
     facts = {"id": p.id, "label": p.label, "predicted": p.predicted, "correct": p.correct, "of": p.of}
-    return {**facts, "probability": number(p.probability), "views": views, "rebuilt": _rebuilt(p)}
+    return {**facts, "probability": number(p.probability), "views": views, "notes": _rebuilt(p)}
 
 
-def _rebuilt(p: Picture) -> str:
+def _rebuilt(p: Picture) -> list[str]:
     """The error of the rebuilt image, beside what the one even grey that fits it best would have."""
     if p.rebuilt is None or p.rebuilt_error is None:
-        return ""
+        return []
     even = float((p.image / 255.0).var(axis=(0, 1)).mean())
-    return f"mean squared error {p.rebuilt_error:.4f}, of one even tone {even:.4f}"
-
-
-def _scale_name(name: str, names: list[str], shown: tuple[Picture, ...]) -> str:
-    first = next(p.weights[name] for p in shown if name in p.weights)
-    part = f"Scale {names.index(name) + 1} of {len(names)}, " if len(names) > 1 else ""
-    what = ", score before the choice" if name == "token_score" else ""
-    return f"{part}{first.shape[0]} × {first.shape[1]} tokens{what}"
+    return [f"rebuilt: mean squared error {p.rebuilt_error:.4f}, of one even tone {even:.4f}"]
 
 
 def recompute(found: Recorded) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medloom.data.cache import DevicePixels, finish
 from medloom.data.preprocess import Preprocess
 from medloom.evaluation.predictions import Predictions
+from medloom.explanation.token_maps import token_maps
 from medloom.reporting.pictures import Picture
 from medloom.training.reconstruction import reconstruction_error
 
@@ -92,16 +93,10 @@ def pictures(
         x_1CHW = finish(x_u8_1CHW.to(device).float() / 255.0, preprocess)
         taps: dict = {}
         model(x_1CHW, taps=taps)
-        weights = {
-            name: tap.value[0].float().cpu().numpy().reshape(tap.grid)
-            for name, tap in sorted(taps.items())
-            if name.startswith("token_weight") or name == "token_score"
-        }
+        maps = token_maps(taps)
         image_HWC = x_u8_1CHW[0].permute(1, 2, 0).cpu().numpy()
         image = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
-        found = _picture(table, answers, i, image, weights)
-        if "kept" in taps:
-            found = replace(found, kept=taps["kept"].value[0].cpu().numpy().reshape(taps["kept"].grid))
+        found = replace(_picture(table, answers, i, image, maps.weights), kept=maps.kept)
         chosen.append(_rebuilt(found, model, x_1CHW, preprocess) if rebuild else found)
     return chosen
 

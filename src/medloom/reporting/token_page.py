@@ -1,0 +1,59 @@
+"""The page of ``medloom explain``: what a network passed on of each image, and what that does not mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from medloom.reporting.page import render
+from medloom.reporting.pictures import Picture
+from medloom.reporting.sections_context import example
+from medloom.reporting.token_views import NO_EXPLANATION, colour_bars, drawn_scales, told
+from medloom.reporting.wording import NOT_A_DEVICE, plural
+
+MEANING = (
+    "This shows what the network passed on, not why it answered as it did: a token that was kept, or weighed heavily, "
+    "may have changed nothing, and one that was dropped still reaches the answer through the mean of the rest. Such maps "
+    f"are no explanation: {NO_EXPLANATION}."
+)
+
+
+def token_html(
+    name: str,
+    shown: Sequence[Picture],
+    refused: Sequence[Mapping[str, str]],
+    facts: Sequence[tuple[str, str]],
+    *,
+    notes: Sequence[Sequence[str]],
+    warnings: Sequence[str] = (),
+) -> str:
+    """One self-contained HTML page as text.
+
+    Args:
+        name: of the bundle.
+        shown: images with their maps; an empty ``label`` stands for an unknown truth.
+        refused: ``id``, ``error`` (the code) and ``problem`` of images without an answer.
+        facts: term and text, told at the top.
+        notes: further lines below each image, in the order of ``shown``.
+        warnings: what a reader must know first.
+    """
+    scales = drawn_scales(shown)
+    pictures = [{**example(p, scales), "notes": list(lines)} for p, lines in zip(shown, notes, strict=True)]
+    without = f"; {len(refused)} refused" if refused else ""
+    flags = [{"text": text, "tone": "red"} for text in warnings]
+    flags += [{"text": "Token maps, not an explanation", "tone": "amber"}, {"text": NOT_A_DEVICE, "tone": ""}]
+    return render(
+        "tokens.html",
+        title=f"{name}: MedLoom token maps",
+        made_by="MedLoom explain",
+        name=name,
+        flags=flags,
+        sentence=f"{plural(len(shown), 'image')} with answer and tokens{without}. {MEANING}",
+        rows=facts,
+        pictures={
+            "groups": [{"title": "", "pictures": pictures}] if pictures else [],
+            "bars": colour_bars(shown),
+            "lead": f"Images as the model received them.{told(shown)}",
+        },
+        absent={"pictures.json": "No image could be used."},
+        refused=refused,
+    )
