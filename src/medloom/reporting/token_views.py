@@ -74,11 +74,14 @@ def told(shown: Sequence[Picture]) -> str:
             f" Beside each, the tokens that the model kept ({shares} percent of them); the others are darkened, and "
             "reach the answer only as one mean."
         )
-    if not _names(shown):
+    names = _names(shown)
+    if not names:
         return f"{text} This model gives no weight to its tokens, so none are drawn."
+    by_score = names == ["token_score"]
+    what = "the score by which the tokens were chosen" if by_score else "the weight that the model gave to each token"
     return (
-        f"{text} Beside each, the weight that the model gave to each token, one flat cell per token. Weights say what "
-        f"was passed on, not why the answer was given; {NO_EXPLANATION}."
+        f"{text} {'Last' if kept else 'Beside each'}, {what}, one flat cell per token. "
+        f"{'Scores' if by_score else 'Weights'} say what was passed on, not why the answer was given; {NO_EXPLANATION}."
     )
 
 
