@@ -12,8 +12,8 @@ from medloom.reporting.wording import NOT_A_DEVICE, plural
 
 MEANING = (
     "This shows what the network passed on, not why it answered as it did: a token that was kept, or weighed heavily, "
-    "may have changed nothing, and one that was dropped still reaches the answer through the mean of the rest. Such maps "
-    f"are no explanation: {NO_EXPLANATION}."
+    "may have changed nothing, and one that was dropped still reaches the answer through the mean of the rest. Such "
+    f"maps are no explanation: {NO_EXPLANATION}."
 )
 
 
