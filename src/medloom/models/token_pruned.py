@@ -24,7 +24,7 @@ from medloom.blocks.reduction import Dropping
 from medloom.blocks.selection import TokenScorer, check_keep, keep_count, kept_mask, split_tokens, straight_through
 from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import resize_positions, to_tokens
-from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
+from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
 from medloom.models.backbones import TimmTrunk
 from medloom.models.sizes import pair, size_error
@@ -100,6 +100,8 @@ class TokenPruned(nn.Module):
         self.blocks = transformer_blocks(
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop_path
         )
+        self.runner: Runner = run_blocks
+        self.token_count = self.grid[0] * self.grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.scorer_head = nn.Linear(embed_dim, num_classes)
@@ -199,7 +201,7 @@ class TokenPruned(nn.Module):
         if package_B1D is not None:
             first.append(package_B1D)
         x_BND = self.token_drop(torch.cat([*first, kept_BMD], dim=1))
-        run = Dropping(self.second_keep, at=(len(self.blocks) // 2,)) if self.second_keep < 1.0 else run_blocks
+        run = Dropping(self.second_keep, at=(len(self.blocks) // 2,)) if self.second_keep < 1.0 else self.runner
         x_BND = self.norm(run(self.blocks, x_BND, taps, grid=(), prefix=len(first)))
         if taps is not None:
             mask_BN = kept_mask(index_BM, h * w)

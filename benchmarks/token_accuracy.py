@@ -1,0 +1,240 @@
+"""What does it cost in accuracy to look at fewer tokens? Real chest X-rays, one checkpoint per seed, many keep rates.
+
+    python benchmarks/token_accuracy.py run --data chest_xray          # three seeds, resumable
+    python benchmarks/token_accuracy.py summary
+
+Each seed trains ``recipes/pneumonia_cpu_token_pruned.yaml`` once and scores the official test images at every keep rate
+and with the published ways of saving tokens on the same weights (all tokens through the stem, then EViT or ToMe in
+the blocks, untrained for it). The AUC loss against all tokens is paired: the same images, patients and seeds
+resampled together. Beside it the seed document's columns for networks trained on the same images with the same
+budget: accuracy, best training accuracy, parameters, images per second of the exported network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import medloom
+from medloom.config import load_recipe
+from medloom.data.cache import finish
+from medloom.data.images import decode
+from medloom.data.records import read_csv as read_records
+from medloom.deployment.bundle import Bundle
+from medloom.deployment.export import restore_model
+from medloom.evaluation.comparison import mean_and_sd, seeds_difference
+from medloom.evaluation.metrics import auc, rank
+from medloom.evaluation.predictions import Predictions, from_logits
+from medloom.files import RunDirectory, write_json
+from medloom.models.macs import count_macs
+from medloom.models.pruning import reduce_tokens
+from medloom.workflows.environment import environment
+
+PROJECT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).parent / "results" / "token_accuracy"
+RECIPE = PROJECT / "recipes" / "pneumonia_cpu_token_pruned.yaml"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to save tokens on trained weights."""
+
+    keep: float
+    second: float = 1.0
+    method: str = "gate"
+
+
+WAYS = {
+    "all tokens": Way(1.0),
+    "keep 0.7": Way(0.7),
+    "keep 0.5": Way(0.5),
+    "keep 0.5, second cut 0.7": Way(0.5, 0.7),
+    "keep 0.3": Way(0.3),
+    "EViT 0.7 at three blocks": Way(0.7, method="evit"),
+    "ToMe to 0.5": Way(0.5, method="tome"),
+    "random 0.5": Way(0.5, method="random"),
+}
+BASELINES: dict[str, list[str]] = {
+    "ResNet-18": ["model.name=resnet18", "model.options={}", "tokens.scorer_epochs=0"],
+    "ViT-Small": ["model.name=vit_small", "model.options={patch_size: 8}", "tokens.scorer_epochs=0",
+                  "train.max_steps=600"],
+}  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    plan: list[tuple[str, int, list[str]]] = [("token_pruned", seed, []) for seed in arguments.seeds]
+    if arguments.baselines:
+        plan += [(name, 0, changes) for name, changes in BASELINES.items()]
+    for name, seed, changes in plan:
+        file = FOLDER / f"{name.lower()}-seed{seed}.json"
+        if file.exists():
+            continue
+        place = RunDirectory(arguments.runs / f"{name.lower()}-seed{seed}")
+        if not place.metrics.exists():
+            medloom.train(
+                RECIPE,
+                data=arguments.data,
+                out=place.root,
+                seed=seed,
+                resume=place.recipe.exists(),
+                overrides=[*changes, *arguments.overrides],
+            )
+        write_json(file, distil(name, seed, place, arguments.data))
+        print(f"recorded {file}", flush=True)
+
+
+def distil(name: str, seed: int, place: RunDirectory, data: Path) -> dict[str, Any]:
+    """One committed file: logits of every way on the test images, in the order of the sorted names."""
+    bundle = medloom.load(place.root)
+    model = restore_model(bundle)
+    recipe = load_recipe(place.recipe)
+    test = read_records(place.records, data).select("test")
+    order = np.argsort([record.id for record in test.records])
+    groups = [test.records[k].patient or test.records[k].id for k in order]
+    numbers = {group: k for k, group in enumerate(dict.fromkeys(groups))}
+    pixels = np.stack([bundle.preprocess.to_uint8(decode(test, test.records[k], recipe.data)) for k in order])
+    x_NCHW = finish(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, bundle.preprocess)
+    log = [json.loads(line) for line in place.log.read_text().splitlines()]
+    epochs = [e for e in log if e["event"] == "epoch"]
+    ways: dict[str, Way | None] = dict(WAYS) if name == "token_pruned" else {"all tokens": None}
+    found = {}
+    for label, way in ways.items():
+        change(model, way)
+        z_N = margins(model, x_NCHW, mirror=bundle.pipeline.flip_average)
+        found[label] = {
+            "macs": count_macs(model, bundle.preprocess.in_chans, bundle.preprocess.size),
+            "logit_difference": [round(float(z), 4) for z in z_N],
+        }
+    return {
+        "name": name,
+        "seed": seed,
+        "recipe_sha256": recipe.hash,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round(sum(e["seconds"] + e["val_seconds"] for e in epochs) / 60, 2),
+        "best_training_accuracy": max(e["train_accuracy"] for e in epochs),
+        "val_auc": max(e["val_auc"] for e in epochs),
+        "test_metrics_at_recipe": {
+            k: json.loads(place.metrics.read_text())["splits"]["test"]["metrics"][k] for k in ("auc", "accuracy")
+        },
+        "images_per_second": speed(bundle),
+        "threshold": bundle.document["operating_point"]["points"][0]["threshold"],
+        "temperature": bundle.pipeline.temperature,
+        "test_scorings": len(ways) + 1,
+        "environment": environment(),
+        "patients": [numbers[g] for g in groups],
+        "labels": test.targets()[order].tolist(),
+        "ways": found,
+    }
+
+
+def change(model: nn.Module, way: Way | None) -> None:
+    if way is None:
+        return
+    keep: Callable[..., None] = model.set_keep  # type: ignore[assignment]
+    keep(1.0 if way.method in ("evit", "tome") else way.keep, second=way.second)
+    reduce_tokens(model, "none" if way.method in ("gate", "random") else way.method, keep_rate=way.keep)  # type: ignore[arg-type]
+    if way.method == "random":
+        model.scorer.forward = random_scores  # type: ignore[union-attr]
+    elif "forward" in vars(model.scorer):
+        del model.scorer.forward  # type: ignore[union-attr]
+
+
+def random_scores(x_BDhw: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(x_BDhw.shape[0], x_BDhw.shape[2] * x_BDhw.shape[3], generator=generator)
+
+
+@torch.inference_mode()
+def margins(model: nn.Module, x_NCHW: torch.Tensor, *, mirror: bool) -> np.ndarray:
+    parts = []
+    for start in range(0, len(x_NCHW), 64):
+        x_BCHW = x_NCHW[start : start + 64]
+        z_BK = model(x_BCHW)
+        if mirror:
+            z_BK = (z_BK + model(x_BCHW.flip(-1))) / 2
+        parts.append((z_BK[:, 1] - z_BK[:, 0]).numpy())
+    return np.concatenate(parts)
+
+
+def speed(bundle: Bundle) -> dict[str, float]:
+    """Of the exported network, as its bundle measured it."""
+    found = bundle.document["latency"]["milliseconds_per_image_at_batch"]
+    return {f"batch {batch}": round(1000 / value, 1) for batch, value in found.items()}
+
+
+def summary() -> dict[str, Any]:
+    found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    ours = [one for one in found if one["name"] == "token_pruned"]
+    rows = {}
+    for label in WAYS:
+        rows[label] = {
+            "auc": mean_and_sd([float(auc(rank(np.array(o["labels"]) == 1, margin(o, label)))) for o in ours]),
+            "accuracy": mean_and_sd([accuracy(o, label) for o in ours]),
+            "macs": ours[0]["ways"][label]["macs"],
+        }
+        if label != "all tokens":
+            pairs = [(table(o, label), table(o, "all tokens")) for o in ours]
+            rows[label]["auc_minus_all_tokens"] = seeds_difference(pairs, "auc", resamples=2000, seed=0)["difference"]
+    networks = {
+        one["name"]: {
+            **{k: one[k] for k in ("parameters", "best_training_accuracy", "images_per_second", "minutes")},
+            "test": one["test_metrics_at_recipe"],
+        }
+        for one in found
+        if one["seed"] == 0
+    }
+    whole = {
+        "question": "AUC on the official 624 test images with fewer tokens, against all tokens of the same weights",
+        "goal": "a loss of at most 0.005 at keep 0.5",
+        "seeds": [o["seed"] for o in ours],
+        "test_scorings": sum(o["test_scorings"] for o in found),
+        "rows": rows,
+        "networks": networks,
+        "environment": environment(),
+    }
+    write_json(FOLDER.with_suffix(".json"), whole)
+    return whole
+
+
+def margin(one: dict[str, Any], label: str) -> np.ndarray:
+    return np.array(one["ways"][label]["logit_difference"])
+
+
+def accuracy(one: dict[str, Any], label: str) -> float:
+    said = 1 / (1 + np.exp(-margin(one, label) / one["temperature"])) >= one["threshold"]
+    return float((said == (np.array(one["labels"]) == 1)).mean())
+
+
+def table(one: dict[str, Any], label: str) -> Predictions:
+    z_N = margin(one, label)
+    ids = [str(i) for i in range(len(z_N))]
+    logits_NK = np.stack([np.zeros_like(z_N), z_N], axis=1)
+    patients = [str(p) for p in one["patients"]]
+    return from_logits(ids, patients, [None] * len(ids), np.array(one["labels"]), logits_NK, ("NORMAL", "PNEUMONIA"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("run", "summary"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--baselines", action="store_true", help="ResNet-18 and ViT-Small too")
+    parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "token_accuracy")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    if arguments.step == "run":
+        run(arguments)
+    print(json.dumps(summary()["rows"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
