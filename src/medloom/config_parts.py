@@ -21,7 +21,7 @@ class DataConfig(Part):
     """Which images, whose, and with what labels."""
 
     path: str | None = None
-    source: Literal["auto", "folder", "table", "medmnist"] = "auto"
+    source: Literal["auto", "folder", "table", "medmnist", "h5"] = "auto"
     patient: str = Field(
         default="auto",
         description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX | none",

@@ -18,6 +18,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin,
 from medloom.config import DataConfig
 from medloom.data.arrays import array_row
 from medloom.data.modes import merge_equal_channels, to_pixels
+from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
+from medloom.data.patches import patch_row
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
 
@@ -64,7 +66,7 @@ class Image:
         pixels: ``(H, W)``, or ``(H, W, 3)`` where the channels differ; uint8, uint16 or float32.
         bits: significant bits, the range of the pixels being ``0 .. 2**bits - 1``; 0 for floats (range unknown).
         mode: Pillow's name of the stored form (``L``, ``RGB``, ``P``, ``CMYK``, ``I;16``, ``F`` ...).
-        file_type: ``jpeg``, ``png`` ..., from the first bytes; ``npz`` for a row of an array.
+        file_type: ``jpeg``, ``png`` ..., from the first bytes; ``npz`` or ``h5`` for a row of an array.
         size_bytes: of the file; of the row for arrays.
         notes: what was done to the pixels, in the fixed phrases of ``medloom.data.modes``.
         quality: sum of the first quantisation table of a JPEG (larger is coarser), 0 elsewhere.
@@ -80,11 +82,13 @@ class Image:
 
 
 def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
-    """The image of a record: a file below the dataset's root, or a row of its npz file.
+    """The image of a record: a file below the dataset's root, or a row of an npz or h5 file.
 
     Raises:
-        DataError: as ``decode_file``; D116 when the npz no longer holds the row.
+        DataError: as ``decode_file``; D116 when the array no longer holds the row.
     """
+    if record.index is not None and record.path.endswith(PATCH_SUFFIXES):
+        return _from_row(patch_row(dataset.root / record.path, record), record, config, "h5")
     if not dataset.root.is_file():
         return decode_file(
             dataset.root / record.path,
@@ -93,12 +97,15 @@ def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
             frame=record.index or 0,
             place=record.id,
         )
-    row = array_row(dataset.root, record)
+    return _from_row(array_row(dataset.root, record), record, config, "npz")
+
+
+def _from_row(row: np.ndarray, record: Record, config: DataConfig, file_type: str) -> Image:
     _check_size(row.shape[1], row.shape[0], record.id, config.max_megapixels)
     pixels = merge_equal_channels(row)
     _check_content(pixels, record.id)
     bits = 8 * pixels.dtype.itemsize
-    return Image(pixels, bits, "RGB" if row.ndim == 3 else f"I;{bits}" if bits > 8 else "L", "npz", row.nbytes)
+    return Image(pixels, bits, "RGB" if row.ndim == 3 else f"I;{bits}" if bits > 8 else "L", file_type, row.nbytes)
 
 
 def decode_file(

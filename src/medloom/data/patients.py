@@ -22,6 +22,7 @@ from medloom.errors import DataError, UsageError
 Rule = Callable[[str, Mapping[str, str]], str | None]
 
 PATIENT_COLUMNS = ("patient_id", "patient", "patientid", "subject_id", "subject", "subjectid", "person_id", "mrn")
+SLIDE_COLUMNS = ("wsi", "slide_id", "slide")  # where nothing says more: patches of one slide are no two patients
 SITE_COLUMNS = ("site", "site_id", "hospital", "institution", "center", "centre")
 KERMANY_SHARE = 0.5
 
@@ -47,7 +48,7 @@ def kermany_number(path: str, columns: Mapping[str, str] | None = None) -> str |
 def assign_patients(records: Sequence[Record], rule: str) -> tuple[Record, ...]:
     """The records with ``patient`` filled by a rule of ``DataConfig.patient``.
 
-    ``auto`` takes a table's patient column where there is one (already filled, or among the covariates), else
+    ``auto`` takes a table's patient column where there is one (already filled, or among the covariates), or slide, else
     Kermany's number with kind when more than half of the names have that form, else nothing.
 
     Raises:
@@ -55,7 +56,7 @@ def assign_patients(records: Sequence[Record], rule: str) -> tuple[Record, ...]:
         DataError: D116 column missing.
     """
     if rule == "auto":
-        column = _first_column(records, PATIENT_COLUMNS)
+        column = _first_column(records, (*PATIENT_COLUMNS, *SLIDE_COLUMNS))
         if column is not None:
             return _apply(records, "patient", column_rule(column), drop=column)
         matches = sum(kermany(r.path) is not None for r in records)

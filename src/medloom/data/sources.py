@@ -1,4 +1,4 @@
-"""``open_dataset``: an image folder, a table, or a MedMNIST file becomes records. Nothing is decoded here."""
+"""``open_dataset``: an image folder, a table, a MedMNIST file or h5 patches become records. Nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from medloom.config import DataConfig
 from medloom.data.arrays import open_npz
 from medloom.data.folders import open_folder, walk
+from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
+from medloom.data.patches import is_patch_file, open_patches
 from medloom.data.patients import assign_patients, assign_sites
 from medloom.data.records import Dataset
 from medloom.data.table_source import looks_like_table, open_table
@@ -21,11 +23,11 @@ _TABLE_NAMES = ("table", "labels", "metadata", "index", "records", "data")
 def open_dataset(path: str | Path, config: DataConfig) -> Dataset:
     """List the records of a data set, with labels, splits, patients and sites as the recipe's ``data`` part says.
 
-    A folder with one table whose images exist is read by its table, a folder with one npz file by that file, any
-    other folder by its class folders; ``config.source`` overrides.
+    A folder with one table whose images exist is read by its table, a folder with one npz file by that file, one with
+    files named as PatchCamelyon's by those, any other folder by its class folders; ``config.source`` overrides.
 
     Raises:
-        DataError: D113-D116, D126 (see ``folders``, ``tables``, ``arrays``).
+        DataError: D113-D116, D126 (see ``folders``, ``tables``, ``arrays``, ``patches``).
         UsageError: U204 for a bad patient or site rule.
     """
     path = Path(path)
@@ -49,6 +51,8 @@ def _open_file(path: Path, config: DataConfig) -> Dataset:
         return open_npz(path, config)
     if config.source == "table" or (config.source == "auto" and suffix in TABLE_SUFFIXES):
         return open_table(path, config)
+    if suffix in PATCH_SUFFIXES:
+        raise DataError("D116", path, "an h5 file holds patches or labels, not both", "Give the folder of both")
     if suffix in (".xlsx", ".xls", ".ods"):
         raise DataError("D116", path, "spreadsheets are not read", "Save it as CSV (UTF-8)")
     raise DataError("D116", path, "neither a folder, nor a table, nor an npz file", "Give one of them")
@@ -60,6 +64,9 @@ def _open_directory(root: Path, config: DataConfig) -> Dataset:
     found = walk(root)
     files = [root / name for name in found.others if "/" not in name]
     arrays = [file for file in files if file.suffix.lower() == ".npz"]
+    patches = [file.name for file in files if is_patch_file(file.name)]
+    if config.source == "h5" or (config.source == "auto" and patches and not found.images):
+        return open_patches(root, patches, config)
     tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
     if config.source == "medmnist" or (config.source == "auto" and len(arrays) == 1 and not found.images):
         if len(arrays) != 1:
