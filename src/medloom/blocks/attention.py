@@ -7,8 +7,12 @@ Reference: Vaswani et al., Attention is all you need, arXiv 1706.03762.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_FEW_TOKENS = 320
+"""Up to here the written-out form is measured to be the faster one to train with, and its scores stay small."""
 
 
 class Attention(nn.Module):
@@ -33,8 +37,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """``(B, N, D) -> (B, N, D)`` through the fused kernel."""
-        q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
-        return self._project(F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE))
+        return self._project(attend(*self._qkv(x_BND)))
 
     def forward_with_weights(self, x_BND: Tensor, log_size_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same, and the attention ``(B, H, N, N)``; row i holds how token i looks at all tokens (sum 1)."""
@@ -52,7 +55,7 @@ class Attention(nn.Module):
         """
         q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
         row_BH1N = (q_BHNE[:, :, :1] @ k_BHNE.transpose(-2, -1) * q_BHNE.shape[-1] ** -0.5).softmax(dim=-1)
-        return self._project(F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)), row_BH1N[:, :, 0].mean(dim=1)
+        return self._project(attend(q_BHNE, k_BHNE, v_BHNE)), row_BH1N[:, :, 0].mean(dim=1)
 
     def forward_with_keys(self, x_BND: Tensor, log_size_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Attention to tokens that stand for several (log of how many); also the keys, mean over heads: ``(B, N, E)``.
@@ -71,3 +74,16 @@ class Attention(nn.Module):
 
     def _project(self, x_BHNE: Tensor) -> Tensor:
         return self.proj_drop(self.proj(x_BHNE.transpose(1, 2).flatten(2)))
+
+
+def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
+    """Softmax attention ``(B, H, N, E)`` through the fused kernel, but where writing it out is faster.
+
+    On the CPU the backward pass of the fused kernel takes two to seven times as long in bfloat16 as the products that
+    it saves, up to some hundred tokens (``benchmarks/models.py``). Forward alone, in float32, on a GPU, and for many
+    tokens, whose scores would not fit, it is the better one.
+    """
+    few = q_BHNE.shape[2] <= _FEW_TOKENS
+    if few and q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu" and q_BHNE.requires_grad:
+        return (q_BHNE * q_BHNE.shape[-1] ** -0.5 @ k_BHNE.transpose(-2, -1)).softmax(dim=-1) @ v_BHNE
+    return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
