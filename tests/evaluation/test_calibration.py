@@ -126,3 +126,15 @@ def test_calibration_error_is_told_from_the_noise_of_the_measure(factor: float, 
 def test_errors_if_calibrated_shrink_with_the_sample() -> None:
     small, large = (errors_if_calibrated(np.random.default_rng(0).random(n), draws=50).mean() for n in (300, 30_000))
     assert small > 5 * large > 0
+
+
+def test_scores_that_hardly_vary_have_a_steep_slope_and_not_no_slope() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=300)
+    positive = rng.random(300) < 1 / (1 + np.exp(-odds))
+    groups = np.array([str(k) for k in range(300)])
+    plain, flat = (
+        slope_and_intercept(positive, 1 / (1 + np.exp(-odds * scale)), groups)["slope"] for scale in (1.0, 0.002)
+    )
+    assert flat["value"] == pytest.approx(plain["value"] / 0.002, rel=1e-6)
+    assert flat["low"] == pytest.approx(plain["low"] / 0.002, rel=1e-6)

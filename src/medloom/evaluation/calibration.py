@@ -119,8 +119,11 @@ def slope_and_intercept(
         reason = "all scores are equal"
     if reason is not None:
         return {name: not_estimable(reason, n=n, patients=patients) for name in ("slope", "intercept")}
+    # In units of their own spread: scores that hardly vary want a slope of hundreds, further than the steps reach.
+    spread = float(odds.std())
+    steep = _logistic(np.stack([odds / spread, np.ones(n)], axis=1), y, np.zeros(n), codes, patients)
     fits = {
-        "slope": _logistic(np.stack([odds, np.ones(n)], axis=1), y, np.zeros(n), codes, patients),
+        "slope": None if steep is None else (steep[0] / spread, steep[1] / spread),
         "intercept": _logistic(np.ones((n, 1)), y, odds, codes, patients),
     }
     z = float(ndtri((1 + confidence) / 2))
