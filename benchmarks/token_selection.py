@@ -30,7 +30,7 @@ from medloom.models.token_pruned import TokenPruned
 from medloom.workflows.environment import environment
 
 PATCH = 8
-RADII = (0.06, 0.115)  # of half the image: at 128 px and tokens of 8 px, half axes of 3.8 to 7.4 px
+RADII = (0.05, 0.095)  # of half the image: at 128 px and tokens of 8 px, half axes of 3.2 to 6.1 px
 CONTRAST = (0.7, 1.3)
 KEEP = (0.3, 0.5, 0.7)
 
