@@ -77,6 +77,19 @@ class Recipe(Part):
         """YAML has no tuples; strict validation would refuse its lists."""
         return _tuples(value)
 
+    @model_validator(mode="after")
+    def _changes_fit_the_input(self) -> Recipe:
+        """Parts of a recipe that contradict each other, found before an image is read (U226)."""
+        colour = [key for key in ("hue", "saturation", "stain") if getattr(self.augment, key) > 0]
+        if colour and self.preprocess.channels != "rgb":
+            told = f"colours change, and preprocess.channels is {self.preprocess.channels}"
+            raise UsageError("U226", f"augment.{colour[0]}", told, "Say preprocess.channels=rgb, or leave it out")
+        size = self.preprocess.size
+        if self.augment.quarter_turns and not isinstance(size, int) and size[0] != size[1]:
+            told = f"an image of {size[0]} x {size[1]} does not fit itself when it is turned"
+            raise UsageError("U226", "augment.quarter_turns", told, "Choose a square preprocess.size, or leave it out")
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""
         return self.model_dump(mode="json")

@@ -89,6 +89,12 @@ class AugmentConfig(Part):
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     blur: Annotated[float, Field(ge=0)] = Field(default=0.0, description="largest Gaussian sigma in pixels")
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    quarter_turns: bool = Field(default=False, description="turns by 0, 90, 180 or 270 degrees, of square input")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, description="share of the colour circle; rgb only")
+    saturation: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="rgb only")
+    stain: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="scale and shift of haematoxylin and eosin, e.g. 0.05 (light) or 0.2; rgb only"
+    )
 
 
 class ImbalanceConfig(Part):
@@ -134,7 +140,8 @@ class TokensConfig(Part):
         default=0.5, description="weight of the multiple-instance loss beside the classification"
     )
     attention_weight: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="weight of the teacher's CLS attention as the goal of the scores; needs distill.teacher"
+        default=0.0,
+        description="weight of the teacher's CLS attention as the goal of the scores; needs distill.teacher",
     )
     warmup: Fraction = Field(default=0.1, description="share of the steps that keep all tokens")
     ramp: Annotated[float, Field(gt=0, le=1)] = Field(

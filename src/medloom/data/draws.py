@@ -49,6 +49,10 @@ class Draws:
     erase_left: np.ndarray
     erase_top: np.ndarray
     erase_value: np.ndarray
+    hue: np.ndarray
+    saturation: np.ndarray
+    stain_scale: np.ndarray
+    stain_shift: np.ndarray
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -69,12 +73,18 @@ def draw(config: AugmentConfig, n: int, seed_sequence: tuple[int, ...]) -> Draws
     - brightness, contrast: factor uniform in 1 +- the value. gamma: exponent, log-uniform in its range.
     - noise: standard deviation (of values in [0, 1]) uniform from 0. blur: sigma in pixels, uniform from 0.
     - erase: with its probability, a rectangle of 2 to 20 percent of the area, filled with one grey.
+    - quarter turns: 0, 1, 2 or 3, equally likely, added to the angle.
+    - hue: uniform in +- its share of the circle, given in radians; saturation: factor uniform in 1 +- the value.
+    - stain: of haematoxylin and of eosin, ``(n, 2)``, a factor uniform in 1 +- and a shift uniform in +- the value.
 
     Args:
         seed_sequence: e.g. ``(seed, epoch, step)``, non-negative integers.
     """
     # One column per random number, always drawn, so that switching one change on leaves the others as they were.
     u = np.random.default_rng(np.random.SeedSequence(seed_sequence)).random((n, 24))
+    # What came later has a stream of its own: more columns in the first one would have changed every row of it.
+    v = np.random.default_rng(np.random.SeedSequence(seed_sequence, spawn_key=(1,))).random((n, 16))
+    turns = np.floor(4 * v[:, 0]) * (np.pi / 2 if config.quarter_turns else 0.0)
     area = _between(u[:, 6], *config.crop)
     low, high = np.maximum(ASPECT[0], area), np.minimum(ASPECT[1], 1 / area)
     aspect = np.exp(np.log(low) + u[:, 7] * (np.log(high) - np.log(low)))
@@ -87,7 +97,7 @@ def draw(config: AugmentConfig, n: int, seed_sequence: tuple[int, ...]) -> Draws
     return Draws(
         flip=u[:, 0] < config.flip,
         vertical_flip=u[:, 1] < config.vertical_flip,
-        angle=np.deg2rad(_between(u[:, 2], -config.rotate, config.rotate)),
+        angle=np.deg2rad(_between(u[:, 2], -config.rotate, config.rotate)) + turns,
         shift_x=_between(u[:, 3], -config.translate, config.translate),
         shift_y=_between(u[:, 4], -config.translate, config.translate),
         zoom=_log_between(u[:, 5], *config.zoom),
@@ -106,6 +116,10 @@ def draw(config: AugmentConfig, n: int, seed_sequence: tuple[int, ...]) -> Draws
         erase_left=u[:, 19] * (1 - erase_width),
         erase_top=u[:, 20] * (1 - erase_height),
         erase_value=u[:, 21],
+        hue=2 * np.pi * _between(v[:, 1], -config.hue, config.hue),
+        saturation=_between(v[:, 2], 1 - config.saturation, 1 + config.saturation),
+        stain_scale=_between(v[:, 3:5], 1 - config.stain, 1 + config.stain),
+        stain_shift=_between(v[:, 5:7], -config.stain, config.stain),
     )
 
 
