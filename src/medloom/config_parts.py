@@ -55,7 +55,7 @@ class PreprocessConfig(Part):
     """Array to model input; becomes the frozen ``Preprocess`` of the bundle."""
 
     size: Positive | tuple[Positive, Positive] = 224
-    resize: Literal["squash", "pad", "crop"] = "squash"
+    resize: Literal["squash", "pad", "crop", "none"] = "squash"
     channels: Literal["grey", "replicate", "pseudocolor", "rgb"] = "replicate"
     intensity: Literal["none", "percentile", "equalize"] = "none"
     percentiles: tuple[float, float] = (0.5, 99.5)

@@ -255,3 +255,15 @@ def test_grey_rules_share_a_cache_and_others_do_not() -> None:
     }  # type: ignore[arg-type]
     assert parts["grey"] == parts["replicate"] == parts["pseudocolor"] != parts["rgb"]
     assert Preprocess().geometric_part() != Preprocess(intensity="equalize").geometric_part()
+
+
+def test_D128_without_resizing_another_size_is_refused_and_the_own_one_untouched() -> None:
+    rule = Preprocess(size=(24, 32), resize="none", channels="rgb")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    assert np.array_equal(rule.to_uint8(image(pixels)), pixels)
+    for other in (pixels[:23], pixels.transpose(1, 0, 2), np.repeat(pixels, 2, axis=0)):
+        with pytest.raises(DataError) as caught:
+            rule.to_uint8(image(np.ascontiguousarray(other)))
+        assert caught.value.code == "D128"
+        assert f"{other.shape[0]} x {other.shape[1]}" in caught.value.problem
+    assert Preprocess.from_dict(rule.as_dict()) == rule

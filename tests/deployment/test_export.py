@@ -16,7 +16,7 @@ from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.export import export_bundle, export_onnx, restore_model
 from medloom.deployment.parity import check_parity
-from medloom.deployment.runtime import Pipeline, Runtime
+from medloom.deployment.runtime import Pipeline, Runtime, open_image
 from medloom.errors import ExportError, ModelError
 from medloom.models.registry import create_model
 
@@ -255,3 +255,12 @@ def test_X602_every_kind_of_model_keeps_its_answers(
     bundle = medloom.load(export_bundle(create_model(**architecture), tmp_path / "b", **values))
     assert bundle.document["parity"]["max_probability_difference"] <= 1e-4
     restore_model(bundle)
+
+
+@pytest.mark.parametrize("channels", ["grey", "rgb"])
+def test_golden_images_fit_a_model_that_does_not_resize(channels: Any) -> None:
+    from medloom.deployment.export import _golden_inputs
+
+    rule = Preprocess(size=(40, 64), resize="none", channels=channels, mean=(), std=())
+    shapes = {rule.to_uint8(open_image(picture, "golden")).shape for picture in _golden_inputs(rule, 0)}
+    assert shapes == {(40, 64, rule.stored_channels)}

@@ -42,7 +42,8 @@ class Preprocess:
 
     Attributes:
         size: height and width of the model input.
-        resize: ``squash`` to the size, ``pad`` with black keeping the aspect, or centre ``crop`` keeping it.
+        resize: ``squash`` to the size, ``pad`` with black keeping the aspect, centre ``crop`` keeping it, or ``none``:
+            another size is refused, as of tissue it would be another magnification.
         channels: ``grey`` (1), ``replicate`` (grey three times), ``pseudocolor`` (``PSEUDOCOLOR``), ``rgb``.
         intensity: ``none`` (range from the bit depth of the file), ``percentile`` (clip, then stretch),
             ``equalize`` (histogram equalisation of the whole image); see ``medloom.data.intensity``.
@@ -51,7 +52,7 @@ class Preprocess:
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: Literal["squash", "pad", "crop"] = "squash"
+    resize: Literal["squash", "pad", "crop", "none"] = "squash"
     channels: Literal["grey", "replicate", "pseudocolor", "rgb"] = "replicate"
     intensity: Literal["none", "percentile", "equalize"] = "none"
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -128,8 +129,13 @@ class Preprocess:
         deeper ones are resized in float and rounded once.
 
         Raises:
-            DataError: D107 a float image outside [0, 1] under ``intensity: none``; D111 not finite.
+            DataError: D107 a float image outside [0, 1] under ``intensity: none``; D111 not finite; D128 another size
+                than the model's under ``resize: none``.
         """
+        given = image.pixels.shape[:2]
+        if self.resize == "none" and given != self.size:
+            told = f"is {given[0]} x {given[1]} pixels, and the model takes {self.size[0]} x {self.size[1]} alone"
+            raise DataError("D128", "image", told, "Cut it at that size and magnification, or set preprocess.resize")
         levels, bits = to_integers(image.pixels, image.bits, fixed_range=self.intensity == "none")
         if self.channels == "rgb":
             levels = levels if levels.ndim == 3 else np.repeat(levels[:, :, None], 3, axis=2)
@@ -281,7 +287,7 @@ def _at_least_one(length: float, limit: int) -> int:
 
 
 _CHOICES = {
-    "resize": ("squash", "pad", "crop"),
+    "resize": ("squash", "pad", "crop", "none"),
     "channels": ("grey", "replicate", "pseudocolor", "rgb"),
     "intensity": ("none", "percentile", "equalize"),
 }

@@ -178,15 +178,18 @@ def _expected(preprocess: Preprocess) -> dict[str, str]:
         "content": "one image per file, of the kind that the training images were",
         "colour": "red, green, blue" if preprocess.channels == "rgb" else "grey; colours are turned into grey",
         "depth": "8 or 16 bits per channel, taken from the file",
-        "size": f"from {MIN_SIDE} pixels a side; resized to {height} x {width} ({preprocess.resize})",
+        "size": f"{height} x {width} pixels, no other"
+        if preprocess.resize == "none"
+        else f"from {MIN_SIDE} pixels a side; resized to {height} x {width} ({preprocess.resize})",
     }
 
 
 def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:
     """Phantoms that are neither square nor of the model's size, so that resizing is part of what is proved."""
     side = max(64, round(max(preprocess.size) * 1.25))
+    height, width = preprocess.size if preprocess.resize == "none" else (side, round(side * 0.9))
     colours = 3 if preprocess.channels == "rgb" else 1
-    phantoms = [p[:, : round(side * 0.9)] for p in golden_images(GOLDEN * colours, side, seed)]
+    phantoms = [p[:height, :width] for p in golden_images(GOLDEN * colours, side, seed)]
     if colours == 1:
         return phantoms
     # Three different ones as channels: the order of colours is then part of it too.
