@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ from medloom.models.weights import load_weights
 from medloom.workflows.prepare import Prepared
 
 
-def build(recipe: Recipe, prepared: Prepared) -> nn.Module:
-    """The recipe's model for these data, from its seed, or from the weights that it names."""
+def build(recipe: Recipe, prepared: Prepared, told: Callable[[str], object] = lambda text: None) -> nn.Module:
+    """The recipe's model for these data, from its seed, or from the weights that it names.
+
+    Args:
+        told: is given a sentence for everything that was converted, left out or started fresh in named weights.
+    """
     torch.manual_seed(recipe.train.seed)
     architecture = architecture_of(recipe, prepared)
     model = create_model(**architecture, pretrained=recipe.model.pretrained)
     if recipe.model.weights is not None:
-        load_weights(model, recipe.model.weights, new_head=recipe.model.new_head)
+        for text in load_weights(model, recipe.model.weights, new_head=recipe.model.new_head):
+            told(text)
     return model
 
 

@@ -58,7 +58,8 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     else:
         make_folder(run.root)
     prepared = prepare(recipe, run, resume=resume, quiet=quiet)
-    model = build(recipe, prepared)
+    notices: list[str] = []
+    model = build(recipe, prepared, notices.append)
     if not resume:
         # Last, so that what was refused for its data or its model leaves no recipe that looks like a run.
         write_json(run.environment, environment())
@@ -66,12 +67,13 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     world.barrier()
     pixels = to_device(prepared.cache, device)
     fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=quiet)
+    told = (*notices, *fitted.notices)
     if fitted.exit_code:
-        return TrainedRun(run, {}, time.monotonic() - started, fitted.exit_code, fitted.notices)
+        return TrainedRun(run, {}, time.monotonic() - started, fitted.exit_code, told)
     if run.report.exists() and run.metrics.exists():
         # Nothing was left to train, and scoring the test split again would only count one more scoring.
         recorded = json.loads(run.metrics.read_text(encoding="utf-8"))
-        return TrainedRun(run, recorded, time.monotonic() - started, notices=fitted.notices)
+        return TrainedRun(run, recorded, time.monotonic() - started, notices=told)
 
     def logits(split: str) -> np.ndarray:
         return _score(model, recipe, prepared, split, pixels, device, world)
@@ -89,7 +91,7 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, shown, answers, device, rebuild=rebuild))
     _bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
     write_report(run)
-    return TrainedRun(run, metrics, time.monotonic() - started, notices=fitted.notices)
+    return TrainedRun(run, metrics, time.monotonic() - started, notices=told)
 
 
 def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> TrainedRun:
