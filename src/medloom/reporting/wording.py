@@ -119,7 +119,7 @@ def _training_options(train: dict[str, Any]) -> str:
     words = {
         "warmup_epochs": "warm-up over {} epochs",
         "layer_decay": "layer decay {}",
-        "freeze_epochs": "trunk frozen for {} epochs",
+        "freeze_epochs": "epochs with a frozen trunk: {}",
         "label_smoothing": "label smoothing {}",
         "clip_norm": "gradients clipped at norm {}",
         "ema_decay": "EMA of the weights {}",
