@@ -28,6 +28,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     fixed_size: bool = False
     heavy_export: bool = False
+    heavy: bool = False
+    """All of it in the long set: the larger sibling of a model that is in the short one."""
     gain: float = 1.0
     settle: bool = False
     """Batch norms take the statistics of fixed images, and gradients are asked of the model's own start: random biases
@@ -50,11 +52,11 @@ CASES = {name: Case() for name in list_models()} | {
     ),
     "hatr": Case(options={"trunk_stride": 16, "embed_dim": 128, "depth": 2}),
     "hatr_resnet50": Case(sizes=(96, 128), heavy_export=True),
-    "coatnet_1": Case(fixed_size=True, heavy_export=True),
-    "coatnet_2": Case(fixed_size=True, heavy_export=True),
-    "convnext_deit": Case(sizes=(32, 64), heavy_export=True),
+    "coatnet_1": Case(fixed_size=True, heavy_export=True, heavy=True),
+    "coatnet_2": Case(fixed_size=True, heavy_export=True, heavy=True),
+    "convnext_deit": Case(sizes=(32, 64), heavy_export=True, heavy=True),
     "convnext_deit_tiny": Case(sizes=(32, 64), heavy_export=True),
-    "convnext_deit_atto": Case(),
+    "convnext_deit_atto": Case(heavy_export=True),
     "token_pruned": Case(options={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "second_keep": 0.5}),
     "token_pruned_resnet18": Case(),
     "medvit_tiny": Case(settle=True, heavy_export=True),
@@ -77,7 +79,10 @@ def prepared(name: str) -> nn.Module:
     return golden.settle(model, case.sizes[0]) if case.settle else model
 
 
-@pytest.fixture(scope="module", params=list_models())
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.long) if CASES[n].heavy else n for n in list_models()],
+)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
