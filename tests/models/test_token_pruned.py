@@ -134,12 +134,16 @@ def test_reduction_needs_a_body_of_ours() -> None:
         reduce_tokens(create_model("vit_tiny", num_classes=2, image_size=32), "other")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny", "hatr_conv2d"])
+@pytest.mark.parametrize("name", ["vit_tiny", "hatr_conv2d", "convnext_deit_atto", "rr_vit", "token_pruned"])
 @torch.no_grad()
 def test_none_takes_all_tokens_again(name: str) -> None:
     model = create_model(name, num_classes=2, image_size=96).eval()
     x_BCHW = torch.randn(2, 3, 96, 96)
     before = model(x_BCHW)
-    reduce_tokens(model, "tome", keep_rate=0.5)
-    assert (model(x_BCHW) - before).abs().max() > 1e-6
+    for method in ("tome", "evit"):
+        reduce_tokens(model, method, keep_rate=0.5)  # type: ignore[arg-type]
+        taps: Taps = {}
+        torch.testing.assert_close(model(x_BCHW, taps), model(x_BCHW), atol=1e-5, rtol=0)
+        assert (model(x_BCHW) - before).abs().max() > 1e-6
+        assert taps["tokens"].grid == ()
     torch.testing.assert_close(reduce_tokens(model, "none")(x_BCHW), before)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medloom.blocks.selection import gather_tokens, keep_count, kept_mask, ranked
 from medloom.blocks.taps import Tap, Taps
-from medloom.blocks.transformer import Block
+from medloom.blocks.transformer import AttentionBlock, Block
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Dropping:
         place_BN: Tensor | None = None
         fused = 0  # fused tokens stand at the end and are never dropped
         for i, block in enumerate(blocks):
-            assert isinstance(block, Block)
+            assert isinstance(block, Block | AttentionBlock)
             if taps is not None:
                 taps[f"attention.{i}"] = Tap(
-                    block.attn.forward_with_weights(block.norm1(x_BND))[1],
+                    block.attn.forward_with_weights(block.normed(x_BND))[1],
                     grid=grid if place_BN is None else (),
                     prefix=prefix,
                 )
@@ -55,7 +55,7 @@ class Dropping:
             if i not in self.at or k >= grid_tokens:
                 x_BND = block(x_BND)
                 continue
-            update_BND, row_BN = block.attn.forward_with_class_row(block.norm1(x_BND))
+            update_BND, row_BN = block.attn.forward_with_class_row(block.normed(x_BND))
             x_BND = x_BND + block.drop_path(update_BND)
             order_BN = ranked(row_BN[:, prefix : prefix + grid_tokens])
             kept_BK, rest_BR = order_BN[:, :k] + prefix, order_BN[:, k:] + prefix
@@ -67,7 +67,7 @@ class Dropping:
             )
             fused += 1
             place_BN = kept_BK - prefix if place_BN is None else place_BN.gather(1, kept_BK - prefix)
-            x_BND = x_BND + block.drop_path(block.mlp(block.norm2(x_BND)))
+            x_BND = block.feed_forward(x_BND)
         if taps is not None and place_BN is not None:
             taps["kept"] = Tap(kept_mask(place_BN, cells), grid=grid)
         return x_BND
@@ -93,8 +93,8 @@ class Merging:
             cells = x_BND.shape[1] - prefix
             group_BNn = torch.eye(cells, device=x_BND.device).expand(x_BND.shape[0], -1, -1)
         for i, block in enumerate(blocks):
-            assert isinstance(block, Block)
-            y_BND = block.norm1(x_BND)
+            assert isinstance(block, Block | AttentionBlock)
+            y_BND = block.normed(x_BND)
             if taps is not None:
                 whole = x_BND.shape[1] == prefix + cells
                 taps[f"attention.{i}"] = Tap(
@@ -113,7 +113,7 @@ class Merging:
                 new_BN1 = _pool(size_BN[:, prefix:, None], stay_BA, to_BMb)
                 x_BND = torch.cat([x_BND[:, :prefix], sum_BND / new_BN1], dim=1)
                 size_BN = torch.cat([size_BN[:, :prefix], new_BN1[:, :, 0]], dim=1)
-            x_BND = x_BND + block.drop_path(block.mlp(block.norm2(x_BND)))
+            x_BND = block.feed_forward(x_BND)
         if taps is not None and group_BNn is not None:
             taps["token_size"] = Tap((group_BNn * group_BNn.sum(2, keepdim=True)).sum(1), grid=grid)
         return x_BND

@@ -6,6 +6,7 @@ the fused kernel. Explanation, token maps and distillation read taps; nothing re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,3 +30,9 @@ class Tap:
 
 
 Taps = dict[str, Tap]
+
+
+def token_tap(x_BND: Tensor, *, grid: tuple[int, ...], prefix: int) -> Tap:
+    """Tokens with their grid, or without one where some of them were dropped or merged on the way."""
+    whole = x_BND.shape[1] == prefix + math.prod(grid)
+    return Tap(x_BND, grid=grid if whole else (), prefix=prefix)

@@ -64,6 +64,14 @@ class AttentionBlock(nn.Module):
         self.attn = Attention(dim, num_heads=num_heads, dropout=dropout)
         self.drop_path = DropPath(drop_path)
 
+    def normed(self, x_BND: Tensor) -> Tensor:
+        """What attention reads."""
+        return self.norm(x_BND)
+
+    def feed_forward(self, x_BND: Tensor) -> Tensor:
+        """What follows attention: nothing here."""
+        return x_BND
+
     def forward(self, x_BND: Tensor) -> Tensor:
         """``(B, N, D) -> (B, N, D)``."""
         return x_BND + self.drop_path(self.attn(self.norm(x_BND)))
@@ -94,10 +102,17 @@ class Block(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout)
         self.drop_path = DropPath(drop_path)
 
+    def normed(self, x_BND: Tensor) -> Tensor:
+        """What attention reads."""
+        return self.norm1(x_BND)
+
+    def feed_forward(self, x_BND: Tensor) -> Tensor:
+        """What follows attention."""
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+
     def forward(self, x_BND: Tensor) -> Tensor:
         """``(B, N, D) -> (B, N, D)``."""
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
-        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+        return self.feed_forward(x_BND + self.drop_path(self.attn(self.norm1(x_BND))))
 
     def forward_with_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the attention ``(B, H, N, N)``."""

@@ -17,7 +17,8 @@ _REBUILT = (
 )
 _DBCT_READING = (
     "one cross-attention from transformer tokens to CNN tokens, residual, one norm, mean, classifier; query=cnn turns "
-    "it round, trunk=NAME takes any timm network for the CNN branch; focal loss with the usual signs (gamma 2, alpha 0.25)"
+    "it round, trunk=NAME takes any timm network for the CNN branch; focal loss with the usual signs (gamma 2, "
+    "alpha 0.25)"
 )
 _DBCT_CRITICISM = (
     "not identifiable: both presets reproduce all three published counts; the printed sign of the focal loss's second "
@@ -62,7 +63,8 @@ SLIDES: dict[str, dict[str, str | int]] = {
         "macs": 1_797_928_960,
         "source": _SLIDES,
         "reading": "2,411,470, 2,414,542 and 2,448,334 parameters at 64, 128 and 224 px (14 classes, 1 channel): "
-        "learned positions, patches of 4 at 64 px and 8 above, 64 wide, one block of 4 heads of 64, classifier 2048-1024; "
+        "learned positions, patches of 4 at 64 px and 8 above, 64 wide, one block of 4 heads of 64, classifier "
+        "2048-1024; "
         f"{_DBCT_READING}",
         "criticism": "its one block and wide classifier contradict the slides' 'stacked blocks' and 'a fully connected "
         f"layer'; {_DBCT_CRITICISM}",

@@ -17,9 +17,9 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from medloom.blocks.taps import Tap, Taps
+from medloom.blocks.taps import Taps, token_tap
 from medloom.blocks.tokens import resize_position_table, to_tokens
-from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
+from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
 from medloom.models.backbones import TimmTrunk
 from medloom.models.sizes import pair
@@ -66,6 +66,8 @@ class DeiTHead(nn.Module):
         self.blocks = transformer_blocks(
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=4.0, dropout=dropout, drop_path=drop_path
         )
+        self.runner: Runner = run_blocks
+        self.token_count = grid[0] * grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         init_transformer(self)
@@ -79,9 +81,9 @@ class DeiTHead(nn.Module):
         cls_B1D = self.cls_token.expand(x_BND.shape[0], -1, -1)
         positions_1ND = resize_position_table(self.pos_embed, grid, old_grid=self.grid, prefix=1)
         x_BND = self.pos_drop(torch.cat([cls_B1D, x_BND], dim=1) + positions_1ND)
-        x_BND = self.norm(run_blocks(self.blocks, x_BND, taps, grid=grid, prefix=1))
+        x_BND = self.norm(self.runner(self.blocks, x_BND, taps, grid=grid, prefix=1))
         if taps is not None:
-            taps["tokens"] = Tap(x_BND, grid=grid, prefix=1)
+            taps["tokens"] = token_tap(x_BND, grid=grid, prefix=1)
         return self.head(x_BND[:, 0])
 
 

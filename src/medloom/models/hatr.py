@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medloom.blocks.convolution import conv_bn_relu
 from medloom.blocks.refinement import TokenWeighting
-from medloom.blocks.taps import Tap, Taps
+from medloom.blocks.taps import Tap, Taps, token_tap
 from medloom.blocks.tokens import resize_positions, to_tokens, window_grid
 from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
@@ -201,7 +201,7 @@ class HATR(nn.Module):
         grid = grids[0] if len(grids) == 1 else ()
         x_BND = self.norm(self.runner(self.blocks, x_BND, taps, grid=grid, prefix=1))
         if taps is not None:
-            taps["tokens"] = Tap(x_BND, grid=grid, prefix=1)
+            taps["tokens"] = token_tap(x_BND, grid=grid, prefix=1)
         return self.head(x_BND[:, 0])
 
     def translate(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:

@@ -36,11 +36,13 @@ def reduce_tokens(
     Raises:
         UsageError: U208 a model without such a body, an unknown method, a rate outside (0, 1].
     """
-    blocks, tokens = getattr(model, "blocks", None), getattr(model, "token_count", None)
-    if not hasattr(model, "runner") or not isinstance(blocks, nn.ModuleList) or not isinstance(tokens, int):
+    body = next((part for part in model.modules() if hasattr(part, "runner")), None)
+    if body is None:
         name = type(model).__name__
-        raise UsageError("U208", name, "its body is not our transformer", "Choose a vit, hatr or convnext_deit model")
-    model.runner = _runner(method, check_keep(keep_rate), at, len(blocks), tokens)  # type: ignore[assignment]
+        remedy = "Choose a vit, deit, hatr, convnext_deit, rr_vit or token_pruned model"
+        raise UsageError("U208", name, "its body is not our transformer", remedy)
+    depth, tokens = len(body.blocks), body.token_count  # type: ignore[arg-type]
+    body.runner = _runner(method, check_keep(keep_rate), at, depth, tokens)  # type: ignore[assignment, arg-type]
     return model
 
 

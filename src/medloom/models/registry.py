@@ -108,8 +108,8 @@ def list_models() -> tuple[str, ...]:
 def model_card(name: str) -> dict[str, Any]:
     """What a model is.
 
-    ``summary``, ``parameters`` and ``macs`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose where the
-    source is silent or contradicts itself), ``criticism`` (what is known against it).
+    ``summary``, ``parameters`` and ``macs`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose
+    where the source is silent or contradicts itself), ``criticism`` (what is known against it).
 
     Raises:
         UsageError: U206 unknown name.

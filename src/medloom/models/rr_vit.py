@@ -14,12 +14,21 @@ classification, University of Padova, 2025/26 (slides; no paper or code).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from medloom.blocks.taps import Tap, Taps
+from medloom.blocks.taps import Taps, token_tap
 from medloom.blocks.tokens import PatchEmbedding, resize_position_table, to_tokens
-from medloom.blocks.transformer import AttentionBlock, drop_path_rates, init_transformer, run_blocks, transformer_blocks
+from medloom.blocks.transformer import (
+    AttentionBlock,
+    Runner,
+    drop_path_rates,
+    init_transformer,
+    run_blocks,
+    transformer_blocks,
+)
 from medloom.models.sizes import pair, size_error
 
 
@@ -65,6 +74,8 @@ class RRViT(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.blocks = blocks
+        self.runner: Runner = functools.partial(run_blocks, checkpoint_blocks=checkpoint_blocks)
+        self.token_count = self.grid[0] * self.grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(dropout)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -80,11 +91,13 @@ class RRViT(nn.Module):
         Raises:
             ModelError: C511, a size that is no multiple of the patch size.
         """
-        return self._classify(self._encode(x_BCHW, taps))
+        return self._classify(self._encode(x_BCHW, taps, self.runner))
 
     def train_outputs(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """``logits`` ``(B, K)``, and ``reconstruction`` ``(B, C, H, W)``: the input before standardising, in [0, 1]."""
-        x_BND = self._encode(x_BCHW, None)
+        # What is rebuilt needs every token, whatever runner answers.
+        every = functools.partial(run_blocks, checkpoint_blocks=self.checkpoint_blocks)
+        x_BND = self._encode(x_BCHW, None, every)
         return {"logits": self._classify(x_BND), "reconstruction": self._rebuild(x_BND, tuple(x_BCHW.shape[-2:]))}
 
     def head_parameters(self) -> tuple[str, ...]:
@@ -95,15 +108,14 @@ class RRViT(nn.Module):
         """Flat position tables by parameter name: rows before the grid, and the grid."""
         return {"pos_embed": (1, self.grid)}
 
-    def _encode(self, x_BCHW: Tensor, taps: Taps | None) -> Tensor:
+    def _encode(self, x_BCHW: Tensor, taps: Taps | None, run: Runner) -> Tensor:
         grid = self._grid(tuple(x_BCHW.shape[-2:]))
         x_BND = to_tokens(self.embedding(x_BCHW))
         x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         x_BND = x_BND + resize_position_table(self.pos_embed, grid, old_grid=self.grid, prefix=1)
-        x_BND = run_blocks(self.blocks, x_BND, taps, grid=grid, prefix=1, checkpoint_blocks=self.checkpoint_blocks)
-        x_BND = self.norm(x_BND)
+        x_BND = self.norm(run(self.blocks, x_BND, taps, grid=grid, prefix=1))
         if taps is not None:
-            taps["tokens"] = Tap(x_BND, grid=grid, prefix=1)
+            taps["tokens"] = token_tap(x_BND, grid=grid, prefix=1)
         return x_BND
 
     def _classify(self, x_BND: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medloom.blocks.heads import AttentionPool
-from medloom.blocks.taps import Tap, Taps
+from medloom.blocks.taps import Taps, token_tap
 from medloom.blocks.tokens import PatchEmbedding, resize_position_table, sincos_positions, to_tokens
 from medloom.blocks.transformer import Runner, init_transformer, run_blocks, transformer_blocks
 from medloom.errors import UsageError
@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
         x_BND = self.pos_drop(self._embed(x_BCHW, grid))
         x_BND = self.norm(self.runner(self.blocks, x_BND, taps, grid=grid, prefix=self.prefix))
         if taps is not None:
-            taps["tokens"] = Tap(x_BND, grid=grid, prefix=self.prefix)
+            taps["tokens"] = token_tap(x_BND, grid=grid, prefix=self.prefix)
         if self.attn_pool is not None:
             pooled_BD = self.attn_pool(x_BND[:, self.prefix :])
         elif self.pool == "avg":
