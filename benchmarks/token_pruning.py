@@ -115,9 +115,8 @@ def runner(model: nn.Module, runtime: str, threads: int, batch: int) -> Callable
     core = openvino.Core()
     network = core.read_model(data, b"")
     network.reshape([batch, 1, SIZE, SIZE])
-    compiled = core.compile_model(
-        network, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    )  # fmt: skip
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": threads, **hints})
     return lambda x_BCHW: compiled(x_BCHW)[0]
 
 
