@@ -66,7 +66,8 @@ def test_second_cut_is_a_part_of_the_first(x_BCHW: torch.Tensor) -> None:
 
 @torch.no_grad()
 def test_adaptive_keeps_more_where_the_scores_are_flat(x_BCHW: torch.Tensor) -> None:
-    model = build(adaptive=True)
+    model = build()
+    model.set_keep(0.5, adaptive=True)
     flat, peaked = torch.zeros(1, 64), torch.full((1, 64), -9.0)
     peaked[0, :4] = 9.0
     assert model.rates(torch.cat([flat, peaked])).tolist() == [1.0, 0.3]

@@ -166,3 +166,9 @@ class Looking(nn.Module):
 
     def forward(self, x: torch.Tensor, taps: dict[str, Any] | None = None) -> torch.Tensor:
         return self.inner(x)
+
+
+def test_an_epoch_of_the_scorer_alone_is_never_the_best(tmp_path: Path) -> None:
+    result = run(tmp_path, recipe(epochs=3, tokens={"scorer_epochs": 2}), model=build(choosing))
+    assert result.best is not None
+    assert result.best["epoch"] == 3

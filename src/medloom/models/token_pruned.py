@@ -45,9 +45,7 @@ class TokenPruned(nn.Module):
             map of stride ``patch_size`` instead.
         keep_rate: share of the tokens that enter the blocks; 1 is the dense twin.
         second_keep: share of those that survive half way; 1 leaves the second cut out.
-        adaptive: keep more tokens for busy images: the smallest bucket of 0.3, 0.5, 0.7, 1 that holds ``mass``
-            of the scores' softmax. For running in PyTorch; a bundle is exported at ``keep_rate``.
-        mass: for ``adaptive``.
+        mass: share of the scores' softmax that the adaptive mode holds; see :meth:`set_keep`.
         embed_dim: D.
         depth: transformer blocks.
         num_heads: attention heads.
@@ -71,7 +69,6 @@ class TokenPruned(nn.Module):
         trunk: str = "conv",
         keep_rate: float = 0.5,
         second_keep: float = 1.0,
-        adaptive: bool = False,
         mass: float = 0.9,
         embed_dim: int = 384,
         depth: int = 12,
@@ -90,7 +87,7 @@ class TokenPruned(nn.Module):
             )
         self.patch_size = patch_size
         self.grid = self._grid(pair(image_size))
-        self.keep_rate, self.second_keep, self.adaptive = check_keep(keep_rate), check_keep(second_keep), adaptive
+        self.keep_rate, self.second_keep, self.adaptive = check_keep(keep_rate), check_keep(second_keep), False
         self.mass = check_keep(mass)
         self.stem = _stem(trunk, in_chans, pair(image_size), patch_size, embed_dim, pretrained)
         self.scorer = TokenScorer(embed_dim)
@@ -111,6 +108,13 @@ class TokenPruned(nn.Module):
 
     def set_keep(self, rate: float, *, second: float | None = None, adaptive: bool | None = None) -> None:
         """Another keep rate for the same weights, from the next call on; what is not given stays as it is.
+
+        Args:
+            rate: share of the tokens that enter the blocks.
+            second: share of those that survive half way.
+            adaptive: keep more tokens for busy images than for plain ones: the smallest bucket of 0.3, 0.5, 0.7 and 1
+                that holds ``mass`` of the softmax of the image's scores. Its shapes follow the image, so this is for
+                PyTorch; a bundle is exported at ``keep_rate``.
 
         Raises:
             UsageError: U208, a rate outside (0, 1].

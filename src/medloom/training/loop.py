@@ -274,7 +274,9 @@ def _finish_epoch(this: _Run, state: State) -> bool:
             return False
         scores = validation_scores(logits_NK, this.val, this.objective.loss)
     line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started)
-    if improves(line, state.best, this.monitor):
+    # While a scorer learns alone, the answers that are validated come from blocks that have learnt nothing.
+    alone = token_stages.scorer_alone(this.recipe, state.model, state.epoch)
+    if not alone and improves(line, state.best, this.monitor):
         this.journal.keep_best(state, this.monitor, line)
     if state.total >= this.total_steps:
         state.done = "steps" if state.epoch < this.recipe.train.epochs else "epochs"

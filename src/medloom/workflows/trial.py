@@ -37,7 +37,13 @@ def trial(recipe: dict[str, Any], num_classes: int, multi_label: bool) -> dict[s
     Raises:
         What the loop and the model raise: T407 out of memory, C511, U206 to U208, ...
     """
-    short: dict[str, Any] = {"epochs": EPOCHS, "max_steps": None, "patience": None, "save_steps": None, "warmup_epochs": 0.0}
+    short: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "max_steps": None,
+        "patience": None,
+        "save_steps": None,
+        "warmup_epochs": 0.0,
+    }
     short["step_epochs"] = ()
     wanted = load_recipe({**recipe, "train": {**recipe["train"], **short}})
     device = device_of(wanted)
