@@ -46,6 +46,7 @@ class DataConfig(Part):
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.0
     min_val_per_class: Annotated[int, Field(ge=1)] = 50
+    split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of a test split that is drawn here")
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")
     _gates = field_validator("accept")(check_accept)

@@ -123,7 +123,7 @@ def test_order_of_the_records_does_not_matter(data: Dataset, seed: int, shuffler
 
 
 def test_the_split_is_the_same_on_every_platform() -> None:
-    split = make_splits(dataset(patients(40), ("a", "b")), DataConfig(test_fraction=0.2), 7)
+    split = make_splits(dataset(patients(40), ("a", "b")), DataConfig(test_fraction=0.2, split_seed=7), 7)
     assert split.hash == "0c8c41de4f37e99a89c454e6b438c040b40eeca9bcc1a554e4f5210d4fbe099e"
 
 
@@ -132,6 +132,24 @@ def test_seed_and_hash() -> None:
     first = make_splits(data, DataConfig(), 0)
     assert make_splits(data, DataConfig(), 0).hash == first.hash
     assert make_splits(data, DataConfig(), 1).hash != first.hash
+
+
+def test_D133_a_drawn_test_part_is_the_same_for_every_seed_of_training() -> None:
+    data = dataset(patients(200), ("a", "b"))
+
+    def ids(part: str, seed: int, split_seed: int = 0) -> set[str]:
+        made = make_splits(data, DataConfig(test_fraction=0.2, split_seed=split_seed), seed)
+        return {r.id for r in made.dataset.select(part).records}
+
+    assert ids("test", 0) == ids("test", 1) == ids("test", 2) != ids("test", 0, split_seed=1)
+    assert ids("val", 0) != ids("val", 1)
+
+
+def test_a_test_part_of_the_source_leaves_nothing_to_the_seed_of_the_test_part() -> None:
+    data = dataset(patients(60) + patients(20, 1, "test", 700), ("a", "b"))
+    before, after = (make_splits(data, DataConfig(test_fraction=0.2, split_seed=s), 3) for s in (0, 9))
+    assert before == after
+    assert before.hash == "3f31fe14713e6de2ae6ba2c4f22c00d64e530308f4c4e5cfd095affe5a5c8206"
 
 
 def test_a_tenth_of_the_patients_of_every_class_and_site() -> None:

@@ -29,7 +29,7 @@ class Split:
     Attributes:
         dataset: train, val and test records; what ``label_fraction`` leaves out is gone.
         notices: what was changed against the source, in plain sentences.
-        seed: of the assignment.
+        seed: of training and validation part; a test part that was drawn names its own in its notice.
     """
 
     dataset: Dataset
@@ -66,10 +66,13 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     Carving is stratified by the rarest label of each group and by site. Groups that reach into a part that the
     source fixed stay in train.
 
+    The test part is drawn by ``config.split_seed``, all else by ``seed``: runs that differ in their seed alone are
+    tested on the same patients.
+
     Args:
         dataset: records as scanned; pixel hashes, where present, keep equal images together.
-        config: fractions and limits.
-        seed: of the assignment.
+        config: fractions, limits, and the seed of the test part.
+        seed: of training and validation part, and of ``label_fraction``.
 
     Raises:
         DataError: D115, nothing to train on, or too few patients to carve from.
@@ -82,7 +85,7 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         )
     groups = _groups(dataset.records)
     if config.test_fraction > 0 and "test" not in placed.values():
-        _carve(dataset, groups, placed, "test", config.test_fraction, seed, notices)
+        _carve(dataset, groups, placed, "test", config.test_fraction, config.split_seed, notices)
     _settle_validation(dataset, groups, placed, config, seed, notices)
     kept = dataset.records
     if config.label_fraction < 1:
