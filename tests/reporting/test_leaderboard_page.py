@@ -15,10 +15,11 @@ from compared_runs import change, copy_of, made, several
 
 from medloom.errors import DataError, UsageError
 from medloom.evaluation.metrics import auc, rank
+from medloom.files import append_line
 from medloom.reporting.compared import Run, protocol, read, refuse_mixtures
 from medloom.reporting.leaderboard import Measured, build
 from medloom.reporting.leaderboard_page import as_html, write_leaderboard
-from medloom.reporting.leaderboard_tables import as_markdown
+from medloom.reporting.leaderboard_tables import as_csv, as_markdown
 from medloom.reporting.published_tables import tables_for
 
 
@@ -200,6 +201,40 @@ def test_many_labels_have_their_own_names_and_baseline(tmp_path: Path) -> None:
     assert "Label-wise accuracy" in page
     assert "Answering &#39;none&#39; to everything reaches" in page
     assert content["data"]["trivial"]["accuracy"] > 0.5
+
+
+def test_peak_memory_is_that_of_the_gpu_where_there_was_one(runs: list[Run], tmp_path: Path) -> None:
+    def told(chosen: list[Run]) -> tuple[dict[str, Any], dict[str, str], str]:
+        made = build(chosen, Measured(), resamples=50)
+        table = next(csv.DictReader(io.StringIO(as_csv(made))))
+        return made["rows"][0], table, as_html(made, "x")
+
+    row, table, page = told(runs[:1])
+    assert (row["peak_memory"], row["memory_of"]) == (3 << 29, "host")
+    assert (table["peak_memory_bytes"], table["peak_memory_of"]) == (str(3 << 29), "host")
+    assert "peak GiB, process</th>" in page
+    directory = copy_of(runs[0], tmp_path)
+    end = {"event": "end", "stopped": "epochs", "peak_memory": 7 << 30, "peak_device_memory": 5 << 28}
+    append_line(directory.sessions, json.dumps(end))
+    on_gpu = read("conv2d", 0, directory)
+    row, table, page = told([on_gpu])
+    assert (row["peak_memory"], table["peak_memory_of"]) == (5 << 28, "device")
+    assert "peak GiB, GPU</th>" in page
+    assert "memory of the GPU" in page
+    both = as_html(build([on_gpu, runs[2]], Measured(), resamples=50), "x")
+    assert "1.25 GPU<" in both
+    assert "1.50 process<" in both
+
+
+def test_D133_seeds_that_keep_different_labels_may_stand_in_one_row(runs: list[Run], tmp_path: Path) -> None:
+    directory = copy_of(runs[0], tmp_path)
+    lines = directory.records.read_text().splitlines(keepends=True)
+    first = next(k for k, line in enumerate(lines) if ",train," in line)
+    directory.records.write_text("".join(lines[:first] + lines[first + 1 :]))
+    with pytest.raises(DataError, match="D133"):
+        refuse_mixtures([runs[0], read("conv2d", 1, directory)])
+    change(directory, **{"data.label_fraction": 0.5})
+    refuse_mixtures([runs[0], read("conv2d", 1, directory)])
 
 
 def test_published_tables_stand_beside_their_own_data_only(runs: list[Run]) -> None:

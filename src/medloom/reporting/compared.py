@@ -32,7 +32,10 @@ class Run:
         steps: optimiser steps taken; None where the log does not say.
         changed: what was altered by hand while it ran (accepted resumes), in words.
         pixels: height and width of the commonest source image.
-        images_per_second, peak_memory: of training; None where not recorded.
+        tested: hash of the test images alone, with labels and patients.
+        images_per_second: of training; None where not recorded.
+        peak_memory, memory_of: of training, in bytes: of the ``device`` where it was one with memory of its own,
+            else of the process (``host``); None where not recorded.
     """
 
     label: str
@@ -42,6 +45,7 @@ class Run:
     test: Predictions
     metrics: dict[str, Any]
     images: str
+    tested: str
     split: str
     source: str
     classes: tuple[str, ...]
@@ -52,6 +56,7 @@ class Run:
     changed: tuple[str, ...]
     images_per_second: float | None
     peak_memory: int | None
+    memory_of: str | None
     minutes: float | None
     model: dict[str, Any] | None
     environment: dict[str, Any]
@@ -68,7 +73,7 @@ def read(label: str, seed: int, directory: RunDirectory) -> Run:
         raise DataError("D133", directory.root, "it has no scored test images", "Give the data a test split")
     dataset = read_csv(directory.records, directory.root)
     log = [e for e in found.log if e.get("event") == "epoch"]
-    peaks = [s["peak_memory"] for s in found.sessions or () if s.get("peak_memory")]
+    peak, memory_of = _peak(found)
     return Run(
         label=label,
         seed=seed,
@@ -76,7 +81,8 @@ def read(label: str, seed: int, directory: RunDirectory) -> Run:
         recipe=load_recipe(directory.recipe),
         test=found.test,
         metrics=found.metrics or {},
-        images=_images(dataset),
+        images=images_hash(dataset),
+        tested=images_hash(dataset.select("test")),
         split=dataset.hash(),
         source=dataset.name,
         classes=dataset.classes,
@@ -86,7 +92,8 @@ def read(label: str, seed: int, directory: RunDirectory) -> Run:
         epochs=log[-1].get("epoch") if log else None,
         changed=_changed(found),
         images_per_second=statistics.median(e["images_per_second"] for e in log) if log else None,
-        peak_memory=max(peaks) if peaks else None,
+        peak_memory=peak,
+        memory_of=memory_of,
         minutes=sum(e["seconds"] + e.get("val_seconds", 0.0) for e in log) / 60 if log else None,
         model=found.model,
         environment=found.environment or {},
@@ -108,7 +115,7 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
             shared = len(set(run.test.ids) & set(first.test.ids))
             problem = f"it was tested on {plural(len(run.test), 'image')}, {first.directory.root.name} on "
             problem += f"{len(first.test)}; {shared} are the same"
-        elif run.images != first.images:
+        elif run.tested != first.tested or (_whole(run) and _whole(first) and run.images != first.images):
             problem = f"its images, labels or patients are not those of {first.directory.root.name}"
         else:
             continue
@@ -171,7 +178,21 @@ def _kept(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _images(dataset: Dataset) -> str:
+def _whole(run: Run) -> bool:
+    """Each seed keeps labels of its own where only a share of them is kept: then the test images alone must agree."""
+    return run.recipe.data.label_fraction == 1
+
+
+def _peak(found: Recorded) -> tuple[int | None, str | None]:
+    """The largest peak of its sessions, and whose memory that was: a GPU's says what a model needs there."""
+    for key, whose in (("peak_device_memory", "device"), ("peak_memory", "host")):
+        if peaks := [s[key] for s in found.sessions or () if s.get(key)]:
+            return max(peaks), whose
+    return None, None
+
+
+def images_hash(dataset: Dataset) -> str:
+    """Hash of the images with labels, patients and sites, and which of them are the test split."""
     rows = sorted(
         [r.id, r.pixel_hash or "", list(r.labels), r.split == "test", r.patient or "", r.site or ""]
         for r in dataset.records

@@ -107,7 +107,8 @@ def _row(
     own = numbers["rows"][label]
     apart = {line for r in runs for line in departures.get(r.directory.root.name, [])}
     speeds = [r.images_per_second for r in runs if r.images_per_second]
-    peaks = [r.peak_memory for r in runs if r.peak_memory]
+    whose = "device" if any(r.memory_of == "device" for r in runs) else "host"
+    peaks = [r.peak_memory for r in runs if r.peak_memory and r.memory_of == whose]
     minutes = [r.minutes for r in runs if r.minutes is not None]
     difference = numbers["differences"].get(label)
     cost = measured.cost.get(label, {})
@@ -124,6 +125,7 @@ def _row(
         "training_images_per_second": sum(speeds) / len(speeds) if speeds else None,
         "training_minutes": sum(minutes) / len(minutes) if minutes else None,
         "peak_memory": max(peaks) if peaks else None,
+        "memory_of": whose if peaks else None,
         "inference": dict(measured.speed[label]) if label in measured.speed else None,
         "departures": sorted(apart),
         "failed": [dict(f) for f in measured.failed.get(label, ())],
@@ -140,7 +142,14 @@ def _empty(label: str, measured: Measured) -> dict[str, Any]:
         **{"label": label, "model": None, "options": {}, "seeds": [], "difference": None, "verdict": None},
         **dict.fromkeys(METRICS, none),
         **{"parameters": cost.get("parameters"), "macs": cost.get("macs"), "training_images_per_second": None},
-        **{"training_minutes": None, "peak_memory": None, "inference": None, "departures": [], "pareto": False},
+        **{
+            "training_minutes": None,
+            "peak_memory": None,
+            "memory_of": None,
+            "inference": None,
+            "departures": [],
+            "pareto": False,
+        },
         "failed": [dict(f) for f in measured.failed.get(label, ())],
         "waiting": list(measured.waiting.get(label, ())),
     }
@@ -171,6 +180,7 @@ def _run(run: Run, departures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "epochs": run.epochs,
         "minutes": run.minutes,
         "peak_memory": run.peak_memory,
+        "memory_of": run.memory_of,
         "test_scorings": run.metrics.get("test_scorings"),
         "departures": list(departures.get(run.directory.root.name, [])),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from medloom.files import write_json, write_text
 from medloom.reporting.leaderboard_plots import forest, trade
-from medloom.reporting.leaderboard_tables import as_csv, as_markdown, names_of, reading_notes, shown
+from medloom.reporting.leaderboard_tables import as_csv, as_markdown, memory_words, names_of, reading_notes, shown
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.wording import NOT_A_DEVICE, per_cent, plural
 
@@ -45,6 +45,7 @@ def as_html(content: Content, title: str) -> str:
         forest=forest(content["rows"], content["baseline"], names["auc"]),
         trade=trade(content["rows"], names),
         notes=reading_notes(content),
+        memory=memory_words(content),
         machine=_machine(content),
         departures=[(row["label"], row["departures"]) for row in content["rows"] if row["departures"]],
         failed=[(row["label"], f) for row in content["rows"] for f in row["failed"]],

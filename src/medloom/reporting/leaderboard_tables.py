@@ -60,6 +60,16 @@ def reading_notes(content: Content) -> list[str]:
     return notes
 
 
+def memory_words(content: Content) -> tuple[str, str]:
+    """Whose memory the peaks are: for the column's title, and for the note."""
+    whose = {row["memory_of"] for row in content["rows"]} - {None}
+    if whose == {"device"}:
+        return "peak GiB, GPU", "memory of the GPU, as allocated for tensors"
+    if whose == {"device", "host"}:
+        return "peak GiB", "memory of the GPU (as allocated for tensors) or of the process (without), as marked"
+    return "peak GiB, process", "main memory of the process"
+
+
 def as_csv(content: Content) -> str:
     """One row per model, plain numbers; empty where there is none."""
     out = io.StringIO()
@@ -68,7 +78,8 @@ def as_csv(content: Content) -> str:
     for m in ("auc", "accuracy", "f1"):
         head += [m, f"{m}_low", f"{m}_high", f"{m}_sd"]
     head += [f"auc_minus_{content['baseline']}", "difference_low", "difference_high", "p_holm", "verdict"]
-    head += ["parameters", "macs", "training_images_per_second", "training_minutes", "peak_memory_bytes"]
+    head += ["parameters", "macs", "training_images_per_second", "training_minutes"]
+    head += ["peak_memory_bytes", "peak_memory_of"]
     head += ["latency_batch1_ms", "latency_batch16_ms", "images_per_second_batch16", "threads", "departures", "failed"]
     writer.writerow(head)
     for r in content["rows"]:
@@ -79,7 +90,8 @@ def as_csv(content: Content) -> str:
         d = (r["difference"] or {}).get("auc")
         cells += [d["difference"][k] for k in ("value", "low", "high")] + [d["p_holm"]] if d else [None] * 4
         cells.append(r["verdict"]["auc"] if r["verdict"] else None)
-        cells += [r[k] for k in ("parameters", "macs", "training_images_per_second", "training_minutes", "peak_memory")]
+        cells += [r[k] for k in ("parameters", "macs", "training_images_per_second", "training_minutes")]
+        cells += [r["peak_memory"], r["memory_of"]]
         fast = r["inference"] or {}
         cells += [fast.get("batch 1", {}).get("median_ms"), fast.get("batch 16", {}).get("median_ms")]
         cells += [fast.get("batch 16", {}).get("images_per_second"), fast.get("threads")]
@@ -147,11 +159,17 @@ def shown(row: Content, content: Content) -> dict[str, Any]:
         "gmacs": "–" if row["macs"] is None else _three(row["macs"] / 1e9),
         "train": "–" if row["training_images_per_second"] is None else _three(row["training_images_per_second"]),
         "minutes": "–" if row["training_minutes"] is None else f"{row['training_minutes']:.1f}",
-        "memory": "–" if row["peak_memory"] is None else f"{row['peak_memory'] / 2**30:.2f}",
+        "memory": "–" if row["peak_memory"] is None else f"{row['peak_memory'] / 2**30:.2f}{_whose(row, content)}",
         "ms": "–" if ms is None else _three(ms),
         "fast": "–" if "batch 16" not in fast else _three(fast["batch 16"]["images_per_second"]),
     }
     return out
+
+
+def _whose(row: Content, content: Content) -> str:
+    """A mark, where a table holds both kinds."""
+    both = len({r["memory_of"] for r in content["rows"]} - {None}) > 1
+    return {"device": " GPU", "host": " process"}[row["memory_of"]] if both else ""
 
 
 def _three(value: float) -> str:

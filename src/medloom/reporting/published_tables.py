@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from medloom.reporting.published import TABLE_2, WHAT_IT_MEANS, is_the_papers_task
 
-SETS = ("published",)
-
 
 @dataclass(frozen=True)
 class Row:
