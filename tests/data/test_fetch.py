@@ -313,6 +313,20 @@ def test_what_was_fetched_opens_with_its_label_names(
     assert "is there already" in fetch_set("chestmnist", size=64, out=tmp_path / "d", url=server.address).text()
 
 
+def test_the_facts_beside_a_file_are_written_where_they_are_missing_and_else_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chest(server, monkeypatch)
+    beside = tmp_path / "chestmnist_64.npz.json"
+    fetch_set("chestmnist", size=64, out=tmp_path, url=server.address)
+    first = beside.read_bytes()
+    beside.unlink()
+    fetch_set("chestmnist", size=64, out=tmp_path, url=server.address)
+    assert beside.read_bytes() == first
+    fetch_set("chestmnist", size=64, out=tmp_path, url="http://127.0.0.1:9")
+    assert beside.read_bytes() == first  # where it came from stays said
+
+
 def test_U224_no_such_set_or_size(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean chestmnist"):
         fetch_set("chestmnst", out=tmp_path)

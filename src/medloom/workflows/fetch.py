@@ -68,8 +68,9 @@ def fetch(
         "sha256": found.sha256,
         "reference": "Yang et al., MedMNIST v2, Scientific Data 10:41, 2023",
     }
-    if found.came:
-        write_json(folder / f"{file}.json", facts)
+    beside = folder / f"{file}.json"
+    if found.came or not beside.exists():  # also where a fetch was cut off between the two, or brought by hand
+        write_json(beside, facts)
     lines = (
         f"{found.path}: {'fetched' if found.came else 'is there already'}, {found.bytes / 1e6:,.1f} MB, "
         f"its MD5 sum is the published one",
