@@ -162,10 +162,6 @@ def _convert(model: nn.Module, name: str, value: Tensor, wanted: Tensor, *, is_s
     return None
 
 
-def _all_wrapped(state: State) -> bool:
-    return all(name.startswith(_TIMM_WRAPPER) for name in state)
-
-
 def _head_parameters(model: Any) -> tuple[str, ...]:
     return tuple(model.head_parameters()) if hasattr(model, "head_parameters") else ()
 
