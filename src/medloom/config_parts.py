@@ -29,6 +29,7 @@ class DataConfig(Part):
     site: str | None = Field(default=None, description="column:NAME | pattern:REGEX with one group")
     image_column: str | None = None
     label_column: str | None = None
+    mask_column: str | None = Field(default=None, description="a picture per image that is not 0 where the finding is")
     split_column: str | None = Field(default=None, description="NAME, or none to draw the splits here")
     classes: tuple[str, ...] | None = Field(
         default=None, description="names in order; the last is the positive one of two"
@@ -45,8 +46,8 @@ class DataConfig(Part):
     max_megapixels: Annotated[float, Field(gt=0)] = 64.0
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.0
-    min_val_per_class: Annotated[int, Field(ge=1)] = 50
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of a test split that is drawn here")
+    min_val_per_class: Annotated[int, Field(ge=1)] = 50
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")
     _gates = field_validator("accept")(check_accept)
@@ -139,6 +140,9 @@ class TokensConfig(Part):
     )
     scorer_weight: Annotated[float, Field(ge=0)] = Field(
         default=0.5, description="weight of the multiple-instance loss beside the classification"
+    )
+    mask_weight: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="weight of the masks as the goal of the scores, for images that have one"
     )
     attention_weight: Annotated[float, Field(ge=0)] = Field(
         default=0.0,

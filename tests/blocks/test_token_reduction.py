@@ -87,7 +87,7 @@ def blocks() -> torch.nn.ModuleList:
 def test_keeping_all_is_the_plain_run(blocks: torch.nn.ModuleList) -> None:
     x_BND = torch.randn(2, 17, 32)
     plain = run_blocks(blocks, x_BND, None, grid=(4, 4), prefix=1)
-    for run in (Dropping(1.0), Merging(0)):
+    for run in (Dropping(1.0), Merging(1.0)):
         torch.testing.assert_close(run(blocks, x_BND, None, grid=(4, 4), prefix=1), plain, atol=1e-5, rtol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_merging_twins_changes_nothing(blocks: torch.nn.ModuleList) -> None:
     half = torch.randn(1, 8, 32)
     x_BND = torch.cat([torch.randn(1, 1, 32), half.repeat_interleave(2, dim=1)], dim=1)
     plain = run_blocks(blocks[:1], x_BND, None, grid=(4, 4), prefix=1)
-    merged = Merging(8)(blocks[:1], x_BND, None, grid=(4, 4), prefix=1)
+    merged = Merging(0.5)(blocks[:1], x_BND, None, grid=(4, 4), prefix=1)
     assert merged.shape[1] == 9
     torch.testing.assert_close(merged[:, 0], plain[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged[:, 1:], plain[:, 2::2], atol=1e-5, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_merging_loses_no_token(tokens: int, data: st.DataObject) -> None:
 
 def test_sizes_of_merged_tokens_add_up(blocks: torch.nn.ModuleList) -> None:
     taps: Taps = {}
-    out = Merging(6)(blocks, torch.randn(2, 65, 32), taps, grid=(8, 8), prefix=1)
+    out = Merging(0.625)(blocks, torch.randn(2, 65, 32), taps, grid=(8, 8), prefix=1)
     assert out.shape[1] == 65 - 4 * 6
     size_BN = taps["token_size"].value
     torch.testing.assert_close((1 / size_BN).sum(1), torch.full((2,), 64.0 - 24))  # one over the size, per cell

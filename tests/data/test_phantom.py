@@ -235,7 +235,7 @@ def test_write_phantom_is_a_whole_data_set(tmp_path: Path) -> None:
     assert table == tmp_path / "phantom" / "table.csv"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom"]
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    assert list(rows[0]) == ["path", "label", "patient", "site", "split", "age", "sex", "view"]
+    assert list(rows[0]) == ["path", "label", "patient", "site", "split", "age", "sex", "view", "mask"]
     drawn = phantom_images(24, size=64, seed=1)
     lesions = json.loads((table.parent / "lesions.json").read_text())["lesions"]
     assert len(rows) == len(drawn)

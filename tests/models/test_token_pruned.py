@@ -16,6 +16,7 @@ from medloom.models.pruning import reduce_tokens
 from medloom.models.registry import create_model
 from medloom.models.token_pruned import TokenPruned
 from medloom.models.weights import load_weights
+from medloom.training.freezing import hold
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -148,3 +149,51 @@ def test_none_takes_all_tokens_again(name: str) -> None:
         assert (model(x_BCHW) - before).abs().max() > 1e-6
         assert taps["tokens"].grid == ()
     torch.testing.assert_close(reduce_tokens(model, "none")(x_BCHW), before)
+
+
+@torch.no_grad()
+def test_merging_counts_the_tokens_that_enter_the_blocks(x_BCHW: torch.Tensor) -> None:
+    model = build(keep_rate=0.5, depth=4)
+    reduce_tokens(model, "tome", keep_rate=0.5)
+    taps: Taps = {}
+    model(x_BCHW, taps)
+    assert taps["tokens"].value.shape[1] == 2 + 16  # CLS and package; half of the 32 kept
+    model.set_keep(1.0)
+    model(x_BCHW, taps)
+    assert taps["tokens"].value.shape[1] == 1 + 32
+
+
+def test_two_cuts_in_the_blocks_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match=r"U208.*second_keep"):
+        reduce_tokens(build(second_keep=0.5), "evit")
+    model = build()
+    reduce_tokens(model, "tome")
+    with pytest.raises(UsageError, match=r"U208.*second_keep"):
+        model.set_keep(0.5, second=0.5)
+
+
+@torch.no_grad()
+def test_adaptive_runs_in_bf16(x_BCHW: torch.Tensor) -> None:
+    model = build()
+    model.set_keep(0.5, adaptive=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model(x_BCHW)).all()
+
+
+def test_rgb_weights_fit_a_grey_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    colour = create_model("token_pruned", num_classes=2, in_chans=3, image_size=64, **SMALL).eval()
+    save_file(colour.state_dict(), tmp_path / "model.safetensors")
+    grey = build()
+    load_weights(grey, tmp_path)
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+
+
+def test_freezing_holds_the_trunk_and_not_the_transformer() -> None:
+    model = create_model("token_pruned_resnet18", num_classes=2, image_size=64)
+    hold(model, 1, 1)
+    free = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert {"blocks", "scorer", "head", "position_1Dhw"} <= free
+    assert not any(p.requires_grad for p in model.trunk.parameters())

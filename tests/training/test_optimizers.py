@@ -143,3 +143,19 @@ def test_layers_of_a_convnext_follow_its_stages() -> None:
     assert depth["network.stages.2.downsample.1.weight"] == depth["network.stages.2.blocks.0.gamma"] == 3
     assert depth["network.stages.3.blocks.2.gamma"] == 12
     assert depth["network.head.fc.weight"] == depth["network.head.norm.weight"] == 13
+
+
+@pytest.mark.parametrize("name", ["token_pruned", "hatr_conv2d", "vit", "rr_vit", "convnext_deit_atto"])
+def test_positions_and_tokens_do_not_decay(name: str) -> None:
+    options = {"registers": 2, "pool": "map"} if name == "vit" else {}
+    with torch.device("meta"):
+        model = create_model(name, num_classes=2, **options)
+    decayed = {id(p) for g in parameter_groups(model, 0.1, 1.0) if g["weight_decay"] for p in g["params"]}
+    spared = [key for key, p in model.named_parameters() if id(p) not in decayed and p.ndim > 1]
+    assert spared
+    wrong = [
+        key
+        for key, p in model.named_parameters()
+        if id(p) in decayed and any(word in key for word in ("pos", "token", "scale_embed", "latent"))
+    ]
+    assert wrong == []

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_runs import SIZE, Plain, build, choosing, recipe, run
+from small_runs import PREPROCESS, SIZE, Plain, build, choosing, recipe, run, splits
 from test_interruptions import final, troubled
 from torch import nn
 
+from medloom.data.cache import finish
+from medloom.data.masks import Masks
 from medloom.errors import UsageError
 from medloom.models.registry import create_model
-from medloom.training.added_losses import soft_error
+from medloom.training.added_losses import mask_error, soft_error
+from medloom.training.batches import Batch
 from medloom.training.token_stages import keep_rate, standing_still
 
 
@@ -67,13 +71,41 @@ def test_first_the_scorer_alone_then_all_but_the_scorer_then_all() -> None:
 def test_in_its_stage_the_scorer_learns_and_the_blocks_stand_still(tmp_path: Path) -> None:
     model = build(choosing)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    run(tmp_path, recipe(epochs=1, tokens={"scorer_epochs": 1}), model=model)
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    moved: set[str] = set()
+
+    def look(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            moved.update(name for name, value in model.state_dict().items() if not torch.equal(value, before[name]))
+
+    run(tmp_path, recipe(epochs=2, tokens={"scorer_epochs": 1}), model=model, progress=look)
     assert any(name.startswith("scorer.") for name in moved)
     assert any(name.startswith("scorer_head.") for name in moved)
     assert not any(name.startswith(("blocks.", "head.", "position")) for name in moved)
     assert epochs(tmp_path)[0]["scorer"] > 0
     assert all(parameter.requires_grad for parameter in model.parameters()), "thawed at the end"
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 2}, {"epochs": 5, "max_steps": 10}])
+def test_U227_a_run_of_the_scorer_alone_is_refused(tmp_path: Path, budget: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"U227.*scorer_epochs"):
+        run(tmp_path, recipe(**budget, tokens={"scorer_epochs": 2}), model=build(choosing))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_head_that_is_there_for_a_teacher_learns_from_it(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return create_model(
+            "vit", num_classes=2, in_chans=1, image_size=SIZE, patch_size=4, embed_dim=16, depth=1, num_heads=2,
+            distilled=True,
+        )  # fmt: skip
+
+    teacher = build(Plain, seed=5).eval().requires_grad_(False)
+    teacher.head.weight *= 12  # type: ignore[operator, union-attr]  # sure of itself
+    wanted = recipe(epochs=6, distill={"weight": 5.0})
+    student = build(model)
+    run(tmp_path, wanted, model=student, teacher=teacher)
+    found = [line["distillation"] for line in epochs(tmp_path)]
+    assert found[-1] < 0.5 * found[0]
 
 
 def test_while_it_stands_still_the_scorer_keeps_its_weights(tmp_path: Path) -> None:
@@ -172,3 +204,29 @@ def test_an_epoch_of_the_scorer_alone_is_never_the_best(tmp_path: Path) -> None:
     result = run(tmp_path, recipe(epochs=3, tokens={"scorer_epochs": 2}), model=build(choosing))
     assert result.best is not None
     assert result.best["epoch"] == 3
+
+
+def test_the_scores_learn_the_masks(tmp_path: Path) -> None:
+    """The finding is where the mask says, so the tokens there end with the highest scores."""
+    train, val = splits()
+    pixels = np.zeros((len(train) + len(val), SIZE, SIZE), dtype=np.uint8)
+    pixels[:, 4:8, 4:8] = 255  # the middle one of nine tokens
+    marked = replace(train, masks=Masks(pixels, np.arange(len(pixels))))
+    model = build(choosing)
+    wanted = recipe(epochs=6, tokens={"scorer_epochs": 4, "mask_weight": 2.0}, augment={"flip": 0.0, "rotate": 0.0})
+    run(tmp_path, wanted, model=model, data=(marked, val))
+    found = [line["masks"] for line in epochs(tmp_path)]
+    assert found[-1] < 0.3 * found[0]
+    taps: dict[str, Any] = {}
+    model.eval()(finish(val.pixels.gather(val.rows).float() / 255, PREPROCESS), taps)
+    assert (taps["token_score"].value.argmax(dim=1) == 4).float().mean() > 0.75  # chance: 0.11
+
+
+def test_images_without_a_mask_teach_the_scores_nothing() -> None:
+    score_BN = torch.randn(2, 9, requires_grad=True)
+    mask_BHW = torch.zeros(2, SIZE, SIZE)
+    batch = Batch(torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2), True, True, mask_BHW, torch.tensor([False, True]))
+    mask_error({"token_score": score_BN}, batch).backward()
+    assert score_BN.grad is not None
+    assert not score_BN.grad[0].any()
+    assert score_BN.grad[1].all()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FEW_TOKENS = 320
-"""Up to here the written-out form is measured to be the faster one to train with, and its scores stay small."""
+"""Up to here the written-out form is taken: 224 px in patches of 16 lie below, and the scores stay small."""
 
 
 class Attention(nn.Module):
@@ -79,9 +79,9 @@ class Attention(nn.Module):
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     """Softmax attention ``(B, H, N, E)`` through the fused kernel, but where writing it out is faster.
 
-    On the CPU the backward pass of the fused kernel takes two to seven times as long in bfloat16 as the products that
-    it saves, up to some hundred tokens (``benchmarks/models.py``). Forward alone, in float32, on a GPU, and for many
-    tokens, whose scores would not fit, it is the better one.
+    On the CPU the fused kernel is slow backwards in bfloat16 (seen with torch 2.13); training ViT-S gains from
+    the written-out form (``benchmarks/models.py``). Forward alone, in float32, on a GPU, and for many tokens, whose
+    scores would not fit, the fused one stays.
     """
     few = q_BHNE.shape[2] <= _FEW_TOKENS
     if few and q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu" and q_BHNE.requires_grad:

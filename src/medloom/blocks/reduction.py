@@ -78,15 +78,18 @@ class Merging:
     """ToMe: behind the attention of every block the most alike pairs of tokens become their mean.
 
     Attributes:
-        merged: tokens that each block takes away; never more than half of those that are there.
+        keep_rate: share of the grid tokens that is left behind the last block, each block taking away as many; a block
+            takes at most half of those that reach it.
     """
 
-    merged: int
+    keep_rate: float
 
     def __call__(
         self, blocks: Iterable[nn.Module], x_BND: Tensor, taps: Taps | None, *, grid: tuple[int, ...], prefix: int
     ) -> Tensor:
         """``(B, N, D)`` to fewer; with taps also ``token_size`` ``(B, cells)``: how many cells share a cell's token."""
+        blocks = list(blocks)
+        merged = round((x_BND.shape[1] - prefix) * (1.0 - self.keep_rate) / len(blocks))
         size_BN = torch.ones_like(x_BND[:, :, 0])
         group_BNn: Tensor | None = None
         if taps is not None:
@@ -104,7 +107,7 @@ class Merging:
                 )
             update_BND, key_BNE = block.attn.forward_with_keys(y_BND, log_size_BN=size_BN.log())
             x_BND = x_BND + block.drop_path(update_BND)
-            count = min(self.merged, (x_BND.shape[1] - prefix) // 2)
+            count = min(merged, (x_BND.shape[1] - prefix) // 2)
             if count:
                 stay_BA, to_BMb = match(key_BNE[:, prefix:], count)
                 if group_BNn is not None:

@@ -39,7 +39,7 @@ class TokenScorer(nn.Module):
         return self.score(self.act(self.reduce(x_BDhw))).flatten(1)
 
 
-def check_keep(rate: float) -> float:
+def check_keep(rate: float, name: str = "keep_rate") -> float:
     """A keep rate as a number in (0, 1].
 
     Raises:
@@ -47,7 +47,7 @@ def check_keep(rate: float) -> float:
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 < rate <= 1.0:
         raise UsageError(
-            "U208", "option keep_rate", f"{rate!r} is not a share of the tokens", "Give a number above 0, at most 1"
+            "U208", f"option {name}", f"{rate!r} is not a share of the tokens", "Give a number above 0, at most 1"
         )
     return float(rate)
 

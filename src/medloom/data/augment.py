@@ -32,7 +32,7 @@ from medloom.data.draws import NOISE_LENGTH, Draws, blur_kernels, draw, erase_bo
 from medloom.data.stain import chroma_matrices, densities, stain_maps
 from medloom.errors import UsageError
 
-__all__ = ["Draws", "augment", "augment_opencv", "augment_torch", "backend", "draw", "recolour"]
+__all__ = ["Draws", "augment", "augment_opencv", "augment_torch", "backend", "draw", "recolour", "warp"]
 
 BLACK = 0
 """Stored value of what lies outside the image."""
@@ -135,6 +135,14 @@ def augment_torch(x_BCHW: Tensor, draws: Draws, config: AugmentConfig) -> Tensor
         x_1GHW = F.conv2d(x_1GHW, kernels.view(-1, 1, 1, K), groups=B * C)
         x_BCHW = F.conv2d(x_1GHW, kernels.view(-1, 1, K, 1), groups=B * C).view(B, C, H, W)
     return _noise_and_erase(x_BCHW, draws, config)
+
+
+def warp(x_BHW: Tensor, draws: Draws) -> Tensor:
+    """Masks moved as their images are, float32 ``(B, H, W)``; nothing lies outside."""
+    B, H, W = x_BHW.shape
+    matrices = _normalised(inverse_affine(draws, H, W), H, W).to(x_BHW.device)
+    grid = F.affine_grid(matrices, [B, 1, H, W], align_corners=False)
+    return F.grid_sample(x_BHW[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
 
 
 def recolour(x_BCHW: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:

@@ -126,7 +126,7 @@ def write_phantom(
 ) -> Path:
     """Write ``images/*.png``, ``masks/*.png`` (of the opacities), ``lesions.json`` and ``table.csv``.
 
-    The table has path, label, patient, site, split, age, sex, view; splits keep patients together. The folder
+    The table has path, label, patient, site, split, age, sex, view, mask; splits keep patients together. The folder
     appears only when it is complete.
 
     Returns:
@@ -165,7 +165,7 @@ def _write(phantom: Phantom, directory: Path) -> None:
     takes: dict[str, int] = {}
     with (directory / "table.csv").open("w", encoding="utf-8", newline="") as handle:
         table = csv.writer(handle, lineterminator="\n")
-        table.writerow(["path", "label", "patient", "site", "split", "age", "sex", "view"])
+        table.writerow(["path", "label", "patient", "site", "split", "age", "sex", "view", "mask"])
         for k in range(len(phantom)):
             patient = str(phantom.patients[k])
             takes[patient] = takes.get(patient, 0) + 1
@@ -176,7 +176,8 @@ def _write(phantom: Phantom, directory: Path) -> None:
                 lesions[f"images/{name}"] = [[round(x, 2) for x in lesion] for lesion in phantom.lesions[k]]
             label, site, split = CLASSES[phantom.labels[k]], phantom.sites[k], phantom.splits[k]
             covariates = phantom.ages[k], phantom.sexes[k], phantom.views[k]
-            table.writerow([f"images/{name}", label, patient, site, split, *covariates])
+            mask = f"masks/{name}" if phantom.labels[k] else ""
+            table.writerow([f"images/{name}", label, patient, site, split, *covariates, mask])
     write_json(directory / "lesions.json", {"unit": "pixel: row, column, radius", "lesions": lesions})
 
 

@@ -29,6 +29,7 @@ LABEL_COLUMNS = (
     *("dx", "category", "y"),
 )
 SPLIT_COLUMNS = ["split", "official_split", "dataset_split", "partition", "subset"]
+MASK_COLUMNS = ("mask", "mask_path", "mask_file")
 _IMAGE_FOLDERS = ("", "images/")
 _TRUE, _FALSE = frozenset(("1", "true", "yes")), frozenset(("0", "false", "no", ""))
 
@@ -48,6 +49,9 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     split_column = None
     if config.split_column != "none":
         split_column = _find(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
+    mask_column = None
+    if config.mask_column != "none":
+        mask_column = _find(table, config.mask_column, MASK_COLUMNS, "data.mask_column")
     wide = _wide_columns(table, config)
     label_column = None if wide else _find(table, config.label_column, LABEL_COLUMNS, "data.label_column")
     if label_column is None and not wide:
@@ -66,18 +70,20 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     positions = iter(settled)
     splits = [None] * len(paths) if split_column is None else _splits(table, split_column)
     ignored = _find(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
-    covariates = [
-        c for c in table.columns if c not in (image_column, label_column, split_column, ignored, *wide.values())
-    ]
+    masks = [None] * len(paths) if mask_column is None else _mask_paths(table, mask_column, root)
+    # A mask is known for the diseased: as a covariate its name would give the answer away.
+    spoken_for = (image_column, label_column, split_column, mask_column, ignored, *wide.values())
+    covariates = [c for c in table.columns if c not in spoken_for]
     columns = [table.columns.index(c) for c in covariates]
     records, left_out = [], 0
-    for row, (file, split) in enumerate(zip(paths, splits)):
+    for row, (file, split, mask) in enumerate(zip(paths, splits, masks)):
         labels = None if words[row] is None else next(positions)
         if labels is None:
             left_out += 1
             continue
         extra = {c: table.rows[row][k] for c, k in zip(covariates, columns) if table.rows[row][k]}
-        records.extend(frames_of(root, Record(file, file, labels=labels, split=split, covariates=extra), config))
+        record = Record(file, file, labels=labels, mask=mask, split=split, covariates=extra)
+        records.extend(frames_of(root, record, config))
     used = ", ".join(filter(None, (image_column, label_column or "one column per class", split_column)))
     notices = [f"columns read as image, label, split: {used}", *class_notices(classes, several)]
     if ignored:
@@ -184,6 +190,18 @@ def _image_paths(table: Table, column: str, root: Path) -> list[str]:
             f"Give paths relative to {root.name}/ or {root.name}/images/, or take the rows out",
         )
     return paths
+
+
+def _mask_paths(table: Table, column: str, root: Path) -> list[str | None]:
+    """Masks below the root; a cell may be empty, where none was drawn."""
+    found: list[str | None] = []
+    for row, cell in enumerate(table.column(column)):
+        path = _locate(root, cell)[0] if cell and "\0" not in cell else None
+        if cell and (path is None or not (root / path).resolve().is_relative_to(root) or not (root / path).is_file()):
+            remedy = f"Give paths relative to {root.name}/, or leave the cell empty where there is no mask"
+            raise DataError("D116", table.place(row), f"there is no mask {cell}", remedy)
+        found.append(path)
+    return found
 
 
 def _locate(root: Path, cell: str) -> tuple[str | None, os.stat_result | None]:

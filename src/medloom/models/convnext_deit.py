@@ -67,7 +67,6 @@ class DeiTHead(nn.Module):
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=4.0, dropout=dropout, drop_path=drop_path
         )
         self.runner: Runner = run_blocks
-        self.token_count = grid[0] * grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         init_transformer(self)

@@ -137,7 +137,6 @@ class HATR(nn.Module):
             trunk, trunk_stride, in_chans, size, embed_dim, trunk_drop_path, pretrained
         )
         self.scales = nn.ModuleList()
-        self.token_count = 0
         for kernel_size, stride in windows:
             grid = window_grid(self.trunk.grid, kernel_size, stride)
             if 0 in grid:
@@ -159,7 +158,6 @@ class HATR(nn.Module):
                     reduction=reduction,
                 )
             )
-            self.token_count += grid[0] * grid[1]
         # A single scale needs no name: its embedding would only repeat the bias of the convolution.
         self.scale_embed = nn.Parameter(torch.empty(len(windows), embed_dim)) if len(windows) > 1 else None
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))

@@ -27,7 +27,8 @@ def reduce_tokens(
 
     Args:
         method: ``evit`` cuts at some blocks, ``tome`` merges a little in each, ``none`` takes all tokens again.
-        keep_rate: for ``evit`` the share that each cut keeps; for ``tome`` the share that is left at the end.
+        keep_rate: for ``evit`` the share that each cut keeps; for ``tome`` the share that is left at the end, of
+            the tokens that enter the blocks.
         at: blocks that cut; default a quarter, a half and three quarters of the way (3, 6, 9 of 12).
 
     Returns:
@@ -41,16 +42,18 @@ def reduce_tokens(
         name = type(model).__name__
         remedy = "Choose a vit, deit, hatr, convnext_deit, rr_vit or token_pruned model"
         raise UsageError("U208", name, "its body is not our transformer", remedy)
-    depth, tokens = len(body.blocks), body.token_count  # type: ignore[arg-type]
-    body.runner = _runner(method, check_keep(keep_rate), at, depth, tokens)  # type: ignore[assignment, arg-type]
+    if method != "none" and getattr(body, "second_keep", 1.0) < 1.0:
+        remedy = "Leave one of the two out: set_keep(rate, second=1)"
+        raise UsageError("U208", "option second_keep", "it already cuts half way through the blocks", remedy)
+    body.runner = _runner(method, check_keep(keep_rate), at, len(body.blocks))  # type: ignore[assignment, arg-type]
     return model
 
 
-def _runner(method: str, keep_rate: float, at: tuple[int, ...] | None, depth: int, tokens: int) -> Runner:
+def _runner(method: str, keep_rate: float, at: tuple[int, ...] | None, depth: int) -> Runner:
     if method == "none":
         return run_blocks
     if method == "evit":
         return Dropping(keep_rate, at if at is not None else tuple(sorted({depth // 4, depth // 2, 3 * depth // 4})))
     if method == "tome":
-        return Merging(round(tokens * (1.0 - keep_rate) / depth))
+        return Merging(keep_rate)
     raise UsageError("U208", "option method", f"{method!r} is not known", "Choose none, evit or tome")

@@ -75,7 +75,6 @@ class RRViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim))
         self.blocks = blocks
         self.runner: Runner = functools.partial(run_blocks, checkpoint_blocks=checkpoint_blocks)
-        self.token_count = self.grid[0] * self.grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(dropout)
         self.head = nn.Linear(embed_dim, num_classes)

@@ -87,8 +87,8 @@ class TokenPruned(nn.Module):
             )
         self.patch_size = patch_size
         self.grid = self._grid(pair(image_size))
-        self.keep_rate, self.second_keep, self.adaptive = check_keep(keep_rate), check_keep(second_keep), False
-        self.mass = check_keep(mass)
+        self.keep_rate, self.second_keep = check_keep(keep_rate), check_keep(second_keep, "second_keep")
+        self.adaptive, self.mass = False, check_keep(mass, "mass")
         self.stem = _stem(trunk, in_chans, pair(image_size), patch_size, embed_dim, pretrained)
         self.scorer = TokenScorer(embed_dim)
         self.position_1Dhw = nn.Parameter(torch.empty(1, embed_dim, *self.grid))
@@ -98,7 +98,6 @@ class TokenPruned(nn.Module):
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop_path
         )
         self.runner: Runner = run_blocks
-        self.token_count = self.grid[0] * self.grid[1]
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.scorer_head = nn.Linear(embed_dim, num_classes)
@@ -119,15 +118,20 @@ class TokenPruned(nn.Module):
         Raises:
             UsageError: U208, a rate outside (0, 1].
         """
-        self.keep_rate = check_keep(rate)
-        self.second_keep = self.second_keep if second is None else check_keep(second)
+        second = self.second_keep if second is None else check_keep(second, "second_keep")
+        if second < 1.0 and self.runner is not run_blocks:
+            raise UsageError(
+                "U208", "option second_keep", "reduce_tokens is in the blocks already", "Use one of the two"
+            )
+        self.keep_rate, self.second_keep = check_keep(rate), second
         self.adaptive = self.adaptive if adaptive is None else adaptive
 
     def forward(self, x_BCHW: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, K)``.
 
         Taps: ``features`` map behind the stem; ``token_score`` ``(B, N)`` and ``kept`` ``(B, N)`` of zeros and ones,
-        both on the grid; ``attention.i`` and ``tokens`` over CLS, package and kept tokens, without a grid.
+        both on the grid; ``attention.i`` and ``tokens`` over CLS, package and kept tokens, without a grid (not in the
+        adaptive mode, where their number differs from image to image).
 
         Raises:
             ModelError: C511, a size that is no multiple of the patch size.
@@ -136,17 +140,17 @@ class TokenPruned(nn.Module):
         if not self.adaptive:
             return self.head(self._class_token(x_BDhw, score_BN, self.keep_rate, taps))
         rate_B = self.rates(score_BN)
-        cls_BD = torch.empty_like(x_BDhw[:, :, 0, 0])
-        kept_BN = torch.zeros_like(score_BN)
-        for rate in sorted(set(rate_B.tolist())):
-            rows = (rate_B == rate).nonzero()[:, 0]
-            inner: Taps | None = None if taps is None else {}
-            cls_BD[rows] = self._class_token(x_BDhw[rows], score_BN[rows], rate, inner)
-            if inner is not None:
-                kept_BN[rows] = inner["kept"].value
+        groups = [(rate_B == rate).nonzero()[:, 0] for rate in BUCKETS]
+        parts, kept = [], []
+        for rate, rows in zip(BUCKETS, groups, strict=True):
+            if len(rows):
+                inner: Taps | None = None if taps is None else {}
+                parts.append(self._class_token(x_BDhw[rows], score_BN[rows], rate, inner))
+                kept += [] if inner is None else [inner["kept"].value]
+        order_B = torch.cat(groups).argsort()
         if taps is not None:
-            taps["kept"] = Tap(kept_BN, grid=self._grid(tuple(x_BCHW.shape[-2:])))
-        return self.head(cls_BD)
+            taps["kept"] = Tap(torch.cat(kept)[order_B], grid=self._grid(tuple(x_BCHW.shape[-2:])))
+        return self.head(torch.cat(parts)[order_B])
 
     def train_outputs(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """What training reads, each with gradient to the scorer.
@@ -176,6 +180,12 @@ class TokenPruned(nn.Module):
             enough_B = share_BN[:, keep_count(share_BN.shape[1], rate) - 1] >= self.mass
             rate_B = torch.where(enough_B, rate, rate_B)
         return rate_B
+
+    @property
+    def trunk(self) -> nn.Module:
+        """What published weights are for, and what ``train.freeze_epochs`` holds: the timm network, or the stem."""
+        first = self.stem[0]
+        return first if isinstance(first, TimmTrunk) else self.stem
 
     def head_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the classes."""

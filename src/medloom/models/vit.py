@@ -88,7 +88,6 @@ class VisionTransformer(nn.Module):
             embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, drop_path=drop_path
         )
         self.runner = run_blocks
-        self.token_count = self.grid[0] * self.grid[1]
         # timm puts the last norm behind average pooling under another name; so do we, for its weights.
         self.norm = nn.Identity() if pool == "avg" else nn.LayerNorm(embed_dim, eps=1e-6)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pool == "avg" else nn.Identity()

@@ -121,12 +121,13 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
             f"{word}: {_some(names)}" for word, names in (("missing", missing), ("not in the model", extra)) if names
         ]
         raise ModelError("C505", path, "; ".join(parts), "Use the model and options that the weights were made with")
-    stem = next((name for name, value in own.items() if value.ndim == 4 and value.shape[-1] > 0), None)
+    stem = next((name for name, value in own.items() if value.ndim == 4 and not name.endswith("position_1Dhw")), "")
+    channels = (_channels(state.get(stem)), _channels(own.get(stem)))
     wrong = []
     for name, wanted in own.items():
         value = state[name]
         if value.shape != wanted.shape:
-            converted = _convert(model, name, value, wanted, is_stem=name == stem)
+            converted = _convert(model, name, value, wanted, is_stem=(_channels(value), _channels(wanted)) == channels)
             if converted is None:
                 wrong.append((name, value, wanted))
                 continue
@@ -143,6 +144,11 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
     if dtypes:
         notices.append(f"values converted from {', '.join(sorted(dtypes))}")
     return state, notices
+
+
+def _channels(value: Tensor | None) -> int:
+    """Input channels of a convolution's weight; 0 for anything else."""
+    return value.shape[1] if value is not None and value.ndim == 4 else 0
 
 
 def _convert(model: nn.Module, name: str, value: Tensor, wanted: Tensor, *, is_stem: bool) -> Tensor | None:

@@ -25,6 +25,9 @@ from medloom.training.batches import Batch
 from medloom.training.losses import Loss
 from medloom.training.reconstruction import reconstruction_error, reconstructs
 
+COVERED = 0.125
+"""Share of a token's area from which on the finding is in it."""
+
 TEACHER_BLOCKS = 3
 """The teacher's last blocks, whose CLS attention the scores learn from: earlier ones look at edges."""
 
@@ -50,12 +53,19 @@ def scores_tokens(model: nn.Module) -> bool:
 
 
 def added_losses(
-    model: nn.Module, recipe: Recipe, preprocess: Preprocess, loss: Loss, teacher: nn.Module | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    preprocess: Preprocess,
+    loss: Loss,
+    *,
+    teacher: nn.Module | None = None,
+    masks: bool = False,
 ) -> tuple[AddedLoss, ...]:
     """What the recipe adds for this model.
 
     Args:
         loss: of the classification, for heads beside the main one.
+        masks: whether there are masks for the scores to learn from.
         teacher: frozen and on the device, of the same classes and input; None where the recipe names none.
 
     Raises:
@@ -78,13 +88,16 @@ def added_losses(
                 lambda outputs, batch: loss.total(outputs["scorer_logits"].float(), batch.target),
             )
         )
+        if masks and recipe.tokens.mask_weight > 0:
+            added.append(AddedLoss("masks", recipe.tokens.mask_weight, mask_error))
     if teacher is not None:
         temperature = recipe.distill.temperature
 
         def distillation(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
             with torch.no_grad():
                 taught_BK = teacher(batch.x_BCHW)
-            return soft_error(outputs["logits"], taught_BK, temperature, many=batch.target.ndim == 2)
+            student_BK = outputs.get("distillation", outputs["logits"])
+            return soft_error(student_BK, taught_BK, temperature, many=batch.target.ndim == 2)
 
         added.append(AddedLoss("distillation", recipe.distill.weight, distillation))
     if recipe.tokens.attention_weight > 0:
@@ -96,9 +109,9 @@ def for_stage(added: tuple[AddedLoss, ...], *, scorer_alone: bool) -> tuple[Adde
     """The same losses with the weights of a stage: while the scorer learns alone, only what teaches it counts."""
     if not scorer_alone:
         return added
-    alone = {"scorer": 1.0}
+    kept = ("attention", "masks")
     return tuple(
-        replace(one, weight=alone.get(one.name, one.weight if one.name == "attention" else 0.0)) for one in added
+        replace(one, weight=1.0 if one.name == "scorer" else one.weight if one.name in kept else 0.0) for one in added
     )
 
 
@@ -118,6 +131,25 @@ def soft_error(logits_BK: Tensor, taught_BK: Tensor, temperature: float, *, many
     error_BK = F.binary_cross_entropy_with_logits(student_BK, p_BK, reduction="none")
     own_BK = F.binary_cross_entropy_with_logits(teacher_BK, p_BK, reduction="none")
     return temperature**2 * (error_BK - own_BK).mean(dim=1).sum()
+
+
+def mask_error(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Cross-entropy of the scores against "the finding is in this token", both sides of equal weight; summed over B.
+
+    Images without a mask count nothing. A token belongs to the finding from an eighth of its area on.
+    """
+    score_BN = outputs["token_score"].float()
+    assert batch.mask_BHW is not None
+    assert batch.masked_B is not None
+    height, width = batch.mask_BHW.shape[1:]
+    side = round((height * width / score_BN.shape[1]) ** 0.5)
+    share_BN = F.avg_pool2d(batch.mask_BHW[:, None], side).flatten(1)
+    inside_BN = (share_BN >= COVERED).float()
+    error_BN = F.binary_cross_entropy_with_logits(score_BN, inside_BN, reduction="none")
+    sides = []
+    for side_BN in (inside_BN, 1.0 - inside_BN):
+        sides.append((error_BN * side_BN).sum(dim=1) / side_BN.sum(dim=1).clamp_min(1.0))
+    return ((sides[0] + sides[1]) * batch.masked_B).sum()
 
 
 def _attention(model: nn.Module, teacher: nn.Module | None) -> Callable[[dict[str, Tensor], Batch], Tensor]:

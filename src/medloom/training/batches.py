@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medloom.data.augment import augment, draw
+from medloom.data.augment import augment, draw, warp
 from medloom.data.cache import finish
+from medloom.data.masks import Masks
 from medloom.data.preprocess import Preprocess
 from medloom.errors import ResourceError
 from medloom.training.distributed import World
@@ -46,12 +47,14 @@ class Examples:
         rows: ``(N,)`` which of them belong to the split.
         labels: ``(N,)`` int64 class positions, or ``(N, K)`` float32 zeros and ones.
         ids: ``(N,)`` record ids, for messages.
+        masks: of the whole data set, for a model that learns from them; None otherwise.
     """
 
     pixels: Pixels
     rows: np.ndarray
     labels: np.ndarray
     ids: tuple[str, ...]
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,12 +93,15 @@ class Batch:
         counts: False for an image that is only there so that all processes go through the same motions, where a
             micro-batch has fewer images than there are processes; its loss must be multiplied by zero.
         last: whether the optimiser steps after it.
+        mask_BHW: share of the finding in each pixel, and ``masked_B`` which images have a mask; None without masks.
     """
 
     x_BCHW: Tensor
     target: Tensor
     counts: bool
     last: bool
+    mask_BHW: Tensor | None = None
+    masked_B: Tensor | None = None
 
 
 def parts(steps: list[np.ndarray], batch_size: int, epoch: int, first_step: int) -> Iterator[Part]:
@@ -149,4 +155,8 @@ class Reader:
         x_BCHW = augment(x_u8_BCHW, draws[mine], self.config)
         x_BCHW = finish(x_BCHW, self.preprocess).to(self.device).contiguous(memory_format=MEMORY_FORMAT)
         target = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
-        return Batch(x_BCHW, target, counts, part.last)
+        if self.examples.masks is None:
+            return Batch(x_BCHW, target, counts, part.last)
+        shares_BHW, known_B = self.examples.masks.shares(self.examples.rows[rows])
+        mask_BHW = warp(torch.from_numpy(shares_BHW), draws[mine]).to(self.device)
+        return Batch(x_BCHW, target, counts, part.last, mask_BHW, torch.from_numpy(known_B).to(self.device))

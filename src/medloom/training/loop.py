@@ -142,7 +142,7 @@ def fit(
     with settings(device, config.threads), StopRequests() as stop:
         model.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
         loss = objective(recipe, multi_label=train.multi_label, class_weights=class_weights)
-        added = added_losses(model, recipe, preprocess, loss, teacher)
+        added = added_losses(model, recipe, preprocess, loss, teacher=teacher, masks=train.masks is not None)
         state = State(
             model=model,
             optimizer=optimizers.make_optimizer(model, config),
@@ -155,6 +155,7 @@ def fit(
         steps_per_epoch = len(_epoch_steps(recipe, train, 1))
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
+        token_stages.check_stages(recipe, model, steps_per_epoch, total_steps)
         journal.open(state, total_steps, resume=resume, accept=accept)
         freezing.hold_for(model, recipe, state.epoch)
         this = _Run(
@@ -164,7 +165,7 @@ def fit(
             reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
             objective=Objective(loss, added),
             goal=token_stages.goal_of(model),
-            net=net_of(model, recipe, state.epoch, device, world),
+            net=net_of(model, recipe, state.epoch, device, world, taught=teacher is not None),
             world=world,
             journal=journal,
             checkpoint=run.checkpoint,
@@ -177,7 +178,9 @@ def fit(
         with faults.memory_elsewhere(recipe):
             while stopped is None:
                 if freezing.hold_for(model, recipe, state.epoch):
-                    this = replace(this, net=net_of(model, recipe, state.epoch, device, world))
+                    this = replace(
+                        this, net=net_of(model, recipe, state.epoch, device, world, taught=teacher is not None)
+                    )
                 finished = _train_epoch(this, state) and _finish_epoch(this, state)
                 stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)

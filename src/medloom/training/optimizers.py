@@ -12,7 +12,10 @@ from torch import nn
 if TYPE_CHECKING:
     from medloom.config import TrainConfig
 
-_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "mask_token", "relative_position_bias_table")
+_UNDECAYED = (
+    *("pos_embed", "position_1Dhw", "cls_position", "relative_position_bias_table", "scale_embed"),
+    *("cls_token", "dist_token", "reg_token", "mask_token", "latent"),
+)
 _PARTS = 12
 _BESIDE_EACH_OTHER = ("scales",)
 """Numbered parts of a model that are not one behind the other."""

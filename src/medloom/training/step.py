@@ -53,20 +53,25 @@ class TrainOutputs(nn.Module):
         return outputs
 
 
-def trained_part(model: nn.Module, *, scorer_alone: bool = False) -> nn.Module:
+def trained_part(model: nn.Module, *, scorer_alone: bool = False, taught: bool = False) -> nn.Module:
     """What a step calls: ``train_outputs`` of models that rebuild their input or score tokens, else the model.
 
     Args:
         scorer_alone: ``scorer_outputs`` instead, which leave the blocks out: in that stage nothing there learns.
+        taught: there is a teacher; a second head that is there for it (DeiT's) then learns from it alone.
     """
     if scorer_alone:
         return TrainOutputs(model, "scorer_outputs")
-    return TrainOutputs(model, "train_outputs") if reconstructs(model) or scores_tokens(model) else model
+    own_head = taught and getattr(model, "head_dist", None) is not None
+    return TrainOutputs(model, "train_outputs") if reconstructs(model) or scores_tokens(model) or own_head else model
 
 
-def net_of(model: nn.Module, recipe: Recipe, epoch: int, device: torch.device, world: World) -> nn.Module:
+def net_of(
+    model: nn.Module, recipe: Recipe, epoch: int, device: torch.device, world: World, *, taught: bool
+) -> nn.Module:
     """What the steps of an epoch call, its gradients averaged over the processes."""
-    return replicate(trained_part(model, scorer_alone=scorer_alone(recipe, model, epoch)), device, world)
+    part = trained_part(model, scorer_alone=scorer_alone(recipe, model, epoch), taught=taught)
+    return replicate(part, device, world)
 
 
 def outputs_of(net: nn.Module, x_BCHW: Tensor) -> dict[str, Tensor]:

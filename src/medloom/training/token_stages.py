@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from medloom.config import Recipe
+from medloom.errors import UsageError
 from medloom.training.added_losses import scores_tokens
 
 _DRAW = 7
@@ -57,6 +58,18 @@ def set_keep(model: nn.Module, rate: float | None) -> None:
 def scorer_alone(recipe: Recipe, model: nn.Module, epoch: int) -> bool:
     """Whether this epoch (from 1) belongs to the stage in which stem and scorer learn alone."""
     return scores_tokens(model) and epoch <= recipe.tokens.scorer_epochs
+
+
+def check_stages(recipe: Recipe, model: nn.Module, steps_per_epoch: int, total_steps: int) -> None:
+    """Refuse a run that would end while the scorer still learns alone: its blocks and head would have learnt nothing.
+
+    Raises:
+        UsageError: U227.
+    """
+    alone = recipe.tokens.scorer_epochs
+    if scores_tokens(model) and alone and total_steps <= alone * steps_per_epoch:
+        told = f"its {alone} epochs are the whole run of {total_steps} steps, so blocks and head would learn nothing"
+        raise UsageError("U227", "tokens.scorer_epochs", told, "Give train.epochs and train.max_steps more")
 
 
 def standing_still(recipe: Recipe, model: nn.Module, epoch: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import nn
 from medloom.config import Recipe, difference, load_recipe
 from medloom.data.augment import backend
 from medloom.data.cache import DevicePixels, to_device
+from medloom.data.masks import Masks, load_masks
 from medloom.data.preprocess import Preprocess
 from medloom.data.records import Dataset, read_csv
 from medloom.data.sampling import class_weights
@@ -28,6 +29,7 @@ from medloom.models.registry import create_model
 from medloom.models.weights import read_safetensors
 from medloom.reporting.pictures import write_pictures
 from medloom.reporting.report import write_report
+from medloom.training.added_losses import scores_tokens
 from medloom.training.batches import Examples
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
@@ -155,10 +157,16 @@ def _fit(
     dataset = prepared.dataset
     train = dataset.select("train")
     weights = class_weights(train.targets(), len(dataset.classes), recipe.imbalance, dataset.classes)
+    learns = scores_tokens(model) and recipe.tokens.mask_weight > 0
+    masks = load_masks(dataset, prepared.preprocess) if learns else None
     teacher, taught = load_teacher(recipe, prepared, device)
     marks = fingerprint(
         recipe,
-        {"hash": dataset.hash(), **({"teacher": taught} if taught else {})},
+        {
+            "hash": dataset.hash(),
+            **({"teacher": taught} if taught else {}),
+            **({"masks": masks.hash} if masks is not None else {}),
+        },
         device=device,
         processes=world.size,
         augmentation=backend(device),
@@ -166,7 +174,7 @@ def _fit(
     with Progress("training", quiet=quiet) as progress:
         return fit(
             model,
-            train=_examples(prepared, pixels, "train", train),
+            train=_examples(prepared, pixels, "train", train, masks),
             val=_examples(prepared, pixels, "val", dataset.select("val")),
             recipe=recipe,
             run=run,
@@ -204,8 +212,10 @@ def _score(
     )
 
 
-def _examples(prepared: Prepared, pixels: DevicePixels, split: str, part: Dataset) -> Examples:
-    return Examples(pixels, prepared.rows(split), part.targets(), tuple(r.id for r in part.records))
+def _examples(
+    prepared: Prepared, pixels: DevicePixels, split: str, part: Dataset, masks: Masks | None = None
+) -> Examples:
+    return Examples(pixels, prepared.rows(split), part.targets(), tuple(r.id for r in part.records), masks)
 
 
 def _show(progress: Progress, event: dict[str, Any]) -> None:
