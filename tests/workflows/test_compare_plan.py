@@ -98,6 +98,26 @@ def test_a_run_is_known_by_what_decides_its_result(data: Path, tmp_path: Path) -
     assert len({setting(), setting(batch_size=8), setting(max_steps=61)}) == 3
 
 
+@pytest.mark.parametrize(
+    ("key", "file"), [("model.weights", "w.st"), ("distill.teacher", "t/bundle/model.safetensors")]
+)
+def test_other_weights_under_the_same_name_are_another_run(key: str, file: str, data: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).write_bytes(b"one")
+
+    def setting(folder: str) -> str:
+        named = tmp_path / folder / Path(file).parts[0]
+        return _plan(data, tmp_path, _recipe(tmp_path), overrides=[f"{key}={named}"])[0].setting
+
+    first = setting("a")
+    assert setting("b") == first  # wherever it lies
+    (tmp_path / "a" / file).write_bytes(b"two")
+    assert setting("a") != first
+    (tmp_path / "a" / file).unlink()
+    assert setting("a") not in (first, setting("b"))  # refused by the run, not here
+
+
 def test_other_data_are_another_run(data: Path, tmp_path: Path) -> None:
     recipe = _recipe(tmp_path)
     copy = Path(shutil.copytree(data.parent, tmp_path / "copy")) / data.name

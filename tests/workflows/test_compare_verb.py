@@ -20,6 +20,7 @@ from medloom.data.phantom import write_phantom
 from medloom.errors import UsageError
 from medloom.workflows import compare as verb
 from medloom.workflows import compare_run
+from medloom.workflows import environment as machine
 from medloom.workflows.compare import compare
 from medloom.workflows.compare_run import Ended
 
@@ -59,6 +60,7 @@ class Children:
         self.trials = 0
         self.failing: dict[str, str] = {}
         self.impossible: dict[str, str] = {}
+        self.code: int | None = None
 
     def __call__(self, arguments: Sequence[str], *_: Any) -> Ended:
         task, text = arguments
@@ -66,7 +68,7 @@ class Children:
         if task == "trial":
             self.trials += 1
             problem = self.impossible.get(request["recipe"]["model"]["name"])
-            return Ended(4, "", problem) if problem else Ended(0, json.dumps(COST), None)
+            return Ended(self.code or 4, "", problem) if problem else Ended(0, json.dumps(COST), None)
         if task == "train":
             return self._train(request["recipe"], Path(request["out"]), request["resume"])
         return Ended(1, "", "error[X001] not asked for here")
@@ -77,7 +79,7 @@ class Children:
         if name in self.failing:
             out.mkdir(parents=True, exist_ok=True)
             (out / "recipe.yaml").write_text(yaml.safe_dump(wanted))
-            return Ended(6, "", self.failing[name])
+            return Ended(self.code or 6, "", self.failing[name])
         if out.exists():
             shutil.rmtree(out)
         run = made(
@@ -142,6 +144,21 @@ def test_a_model_that_cannot_even_start_is_not_run(recipe: Path, data: Path, chi
     assert "C511" in (recipe.parent / "c" / "leaderboard.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(6, "error[D124] split val: few."), (2, "error[T415] batch: one."), (2, "error[T411] x."), (1, "error[X001] x.")],
+)
+@pytest.mark.parametrize("when", ["estimate", "run"])
+def test_the_exit_code_is_that_of_the_process_that_failed(
+    when: str, code: int, error: str, recipe: Path, data: Path, children: Children
+) -> None:
+    children.code = code
+    (children.failing if when == "run" else children.impossible)["conv2d"] = error
+    assert _compare(recipe, data, "conv2d").exit_code == code
+    children.code = -9
+    assert _compare(recipe, data, "conv2d").exit_code == 7
+
+
 def test_T407_a_process_that_was_killed_is_taken_for_want_of_memory(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("starting\n")
@@ -191,6 +208,25 @@ def test_finished_runs_alone_need_no_data(tmp_path: Path, children: Children) ->
     assert [r["seeds"] for r in content["rows"]] == [[0, 1], [0, 1]]
     assert done.exit_code == 0
     assert children.trained == []
+
+
+def test_times_are_remembered_for_the_processor_that_took_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, timed = made(tmp_path / "given", "conv2d"), []
+    run.bundle.mkdir(exist_ok=True)
+    (run.bundle / "model.json").write_text(json.dumps({"architecture": {}, "hashes": {"document": "d"}}))
+
+    def child(arguments: Sequence[str], *_: Any) -> Ended:
+        timed.append(arguments[0])
+        cost = {"parameters": 1, "macs": 1}
+        middle = {"median_ms": 1.0, "images_per_second": 1.0}
+        speed = {"threads": 1, "load": 0.0, "batch 1": middle, "batch 16": middle}
+        return Ended(0, json.dumps([cost] if arguments[0] == "count" else speed), None)
+
+    monkeypatch.setattr(verb, "in_process", child)
+    for cpu, times in (("one", 1), ("one", 1), ("another", 2)):
+        monkeypatch.setattr(machine, "_cpu_name", lambda cpu=cpu: cpu)
+        compare([run.root], out=tmp_path / "c")
+        assert timed == ["count", "speed"] * times
 
 
 def test_U232_unknown_baseline_or_comparison(recipe: Path, data: Path, children: Children) -> None:

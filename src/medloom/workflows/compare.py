@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ def _leaderboard(
     if not have:
         lines = [f"{p.name}: {problems[p.name]}" for p in planned if p.name in problems]
         lines.append(f"no run is finished; {left} were not begun" if left else "no run is finished")
-        return Outcome({"out": folder, "failed": problems}, tuple(lines), _exit_code(problems.values()))
+        return Outcome({"out": folder, "failed": problems}, tuple(lines), _exit_code(planned, problems, costs, book))
     measured = _measure(planned, have, problems, folder, stop, threads)
     if stop.requested():
         return Outcome(
@@ -178,7 +178,7 @@ def _leaderboard(
     if left:
         lines.append(f"time is up: {plural(left, 'run')} to go; the same command goes on")
     values = {"leaderboard": page, "out": folder, "remaining": left, "failed": problems, "content": content}
-    return Outcome(values, (*lines, f"open {page}"), _exit_code(problems.values()))
+    return Outcome(values, (*lines, f"open {page}"), _exit_code(planned, problems, costs, book))
 
 
 def _problems(planned: Sequence[Planned], costs: dict[str, dict[str, Any]], book: Book) -> dict[str, str]:
@@ -200,9 +200,11 @@ def _measure(
     stop: StopRequests,
     threads: int | None,
 ) -> Measured:
-    """Work and speed of each row, remembered by the hash of its bundle."""
+    """Work and speed of each row, remembered by the hash of its bundle and the machine's processor."""
     from medloom.reporting.leaderboard import Measured
+    from medloom.workflows.environment import environment
 
+    machine = environment()["cpu"]
     book, log = Book(folder / "measured.json"), folder / "logs" / "measure.log"
     cost: dict[str, Any] = {}
     speed: dict[str, Any] = {}
@@ -210,7 +212,7 @@ def _measure(
         document = _document(one)
         if one.label in speed or document is None or stop.requested():
             continue
-        key = f"{document['hashes']['document']}/{threads or 'all'}"
+        key = f"{document['hashes']['document']}/{threads or 'all'}/{machine}"
         if key not in book.values:
             counted = in_process(["count", json.dumps({"architectures": [document["architecture"]]})], log, stop)
             request = {"bundle": str(one.directory.bundle), "threads": threads}
@@ -242,10 +244,13 @@ def _title(content: dict[str, Any]) -> str:
     return f"{count} model{'' if count == 1 else 's'} on {content['data']['source']}"
 
 
-def _exit_code(errors: Any) -> int:
-    """Of the first failure, by the class that its code belongs to; 7 where a process was ended from outside."""
-    first = next(iter(errors), None)
-    if first is None:
-        return 0
-    code = str(first).partition("[")[2].partition("]")[0]
-    return {"D": 3, "C": 4, "U": 2}.get(code[:1], 5 if code.startswith("X6") else 6 if code in ("T406", "D124") else 7)
+def _exit_code(
+    planned: Sequence[Planned], problems: Collection[str], costs: dict[str, dict[str, Any]], book: Book
+) -> int:
+    """With which the process of the first failure ended; 7 where it was ended from outside."""
+    for one in planned:
+        if one.name in problems:
+            tried = costs.get(one.setting, {})
+            code = int((tried if "error" in tried else book.values[one.directory.root.name]).get("exit", 1))
+            return code if code > 0 else 7
+    return 0

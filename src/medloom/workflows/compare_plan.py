@@ -174,11 +174,27 @@ def _given(path: Path) -> Planned:
 
 
 def _setting(recipe: Recipe, stamp: str) -> str:
-    """Only what differs from a default counts, so that a key that a later version adds makes no run another one."""
+    """Only what differs from a default counts, so that a key that a later version adds makes no run another one.
+
+    Weights and teacher count by their content: other weights under the same name make another run.
+    """
     values = recipe.model_dump(mode="json", exclude_defaults=True)
+    for part, key in (("model", "weights"), ("distill", "teacher")):
+        if (named := values.get(part, {}).get(key)) is not None:
+            values[part][key] = _content(Path(named))
     for part, key in (("", "name"), ("", "notes"), ("data", "path"), ("data", "accept"), ("train", "seed")):
         (values.get(part, {}) if part else values).pop(key, None)
     return sha256_json({"recipe": {k: v for k, v in values.items() if v != {}}, "data": stamp})
+
+
+def _content(path: Path) -> str:
+    """Hash of the weights that a file, a bundle or a run directory holds; the name where none are found, as the run
+    will refuse it."""
+    root = path.parent if path.name == "model.json" else path
+    for file in (root, root / "model.safetensors", root / "bundle" / "model.safetensors"):
+        if file.is_file():
+            return sha256_file(file)
+    return str(path)
 
 
 def _stamp(dataset: Dataset) -> str:

@@ -88,7 +88,7 @@ def finished(one: Planned) -> bool:
 def estimate(one: Planned, listed: Listed, book: Book, folder: Path, stop: StopRequests) -> dict[str, Any]:
     """Seconds and memory of a run of this setting, from a few steps of it; remembered for its other seeds.
 
-    An ``error`` in the answer says that not even a few steps were possible.
+    An ``error`` in the answer says that not even a few steps were possible; ``exit`` is then the process's.
     """
     found = book.values.get(one.setting)
     if found is None or "error" in found:
@@ -100,7 +100,7 @@ def estimate(one: Planned, listed: Listed, book: Book, folder: Path, stop: StopR
         done = in_process(["trial", json.dumps(request)], folder / "logs" / "trial.log", stop)
         if stop.requested():
             return {"error": "stopped"}
-        found = {"error": done.error} if done.error else json.loads(done.output)
+        found = {"error": done.error, "exit": done.code} if done.error else json.loads(done.output)
         book.put(one.setting, found)
     return found if "error" in found else {**found, "seconds": expected_seconds(one, listed, found)}
 
