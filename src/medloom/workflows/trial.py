@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from medloom.config import load_recipe
+from medloom.config import Recipe, load_recipe
 from medloom.data.cache import DevicePixels
 from medloom.data.preprocess import Preprocess
+from medloom.deployment.bundle import load
+from medloom.deployment.export import restore_model
+from medloom.errors import UsageError
 from medloom.files import RunDirectory
 from medloom.models.macs import count_macs
 from medloom.models.registry import create_model
@@ -26,26 +30,24 @@ from medloom.training.loop import fit
 from medloom.workflows.train_steps import device_of
 
 EPOCHS, STEPS = 4, 1  # of the first epoch nothing is counted: it warms up
+# A few steps stand for all: of the stages of a training the one that lasts, in which everything learns.
+_TRAIN = {
+    **{"epochs": EPOCHS, "max_steps": None, "patience": None, "save_steps": None, "warmup_epochs": 0.0},
+    **{"step_epochs": (), "freeze_epochs": 0},
+}
+_TOKENS = {"scorer_epochs": 0, "freeze_scorer": 0.0, "multi_keep": ()}
 
 
 def trial(recipe: dict[str, Any], num_classes: int, multi_label: bool) -> dict[str, Any]:
-    """Train ``EPOCHS * STEPS`` steps at the recipe's batch and size.
+    """Train ``EPOCHS * STEPS`` steps at the recipe's batch and size, with its teacher, of which the trial has the cost.
 
     Returns ``seconds_per_step``, ``seconds_per_scored_image``, ``peak_memory`` in bytes (and ``peak_device_memory``
     on a GPU), ``parameters``, ``macs``.
 
     Raises:
-        What the loop and the model raise: T407 out of memory, C511, U206 to U208, ...
+        What the loop and the model raise: T407 out of memory, C511, U206 to U208, U225, ...
     """
-    short: dict[str, Any] = {
-        "epochs": EPOCHS,
-        "max_steps": None,
-        "patience": None,
-        "save_steps": None,
-        "warmup_epochs": 0.0,
-    }
-    short["step_epochs"] = ()
-    wanted = load_recipe({**recipe, "train": {**recipe["train"], **short}})
+    wanted = load_recipe(shortened(recipe))
     device = device_of(wanted)
     per_step = wanted.train.batch_size * wanted.train.accumulate
     train, val = STEPS * per_step, 2 * wanted.train.batch_size
@@ -77,6 +79,7 @@ def trial(recipe: dict[str, Any], num_classes: int, multi_label: bool) -> dict[s
             preprocess=preprocess,
             fingerprint=fingerprint(wanted, {"hash": "trial"}, device=device),
             device=device,
+            teacher=_teacher(wanted, num_classes, preprocess, device),
         )
         lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
     counted = [line for line in lines if line["event"] == "epoch"][1:]
@@ -87,6 +90,29 @@ def trial(recipe: dict[str, Any], num_classes: int, multi_label: bool) -> dict[s
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": count_macs(model, preprocess.in_chans, preprocess.size),
     }
+
+
+def shortened(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without stages that a few steps would not get through."""
+    tokens = {**recipe.get("tokens", {}), **_TOKENS}
+    return {**recipe, "train": {**recipe["train"], **_TRAIN}, "tokens": tokens}
+
+
+def _teacher(recipe: Recipe, num_classes: int, preprocess: Preprocess, device: torch.device) -> nn.Module | None:
+    """The teacher's network; names of classes and statistics of pixels are the run's to compare.
+
+    Raises:
+        UsageError: U225, it cannot be the teacher on any data of this shape. What a bundle is refused for.
+    """
+    if recipe.distill.teacher is None:
+        return None
+    bundle = load(recipe.distill.teacher)
+    theirs = (len(bundle.classes), bundle.preprocess.in_chans, tuple(bundle.preprocess.size))
+    if theirs != (num_classes, preprocess.in_chans, tuple(preprocess.size)):
+        told = f"it has {theirs[0]} classes, {theirs[1]} channels and input of {theirs[2][0]} x {theirs[2][1]} pixels"
+        remedy = "Train student and teacher on the same classes with the same preprocess part"
+        raise UsageError("U225", f"distill.teacher {recipe.distill.teacher}", told, remedy)
+    return restore_model(bundle).to(device).requires_grad_(False)
 
 
 def count(architectures: list[dict[str, Any]]) -> list[dict[str, int]]:
