@@ -14,6 +14,7 @@ from medloom.reporting.compared import read, refuse_mixtures
 from medloom.reporting.wording import plural
 from medloom.training.stopping import EXIT_CODES, StopRequests
 from medloom.workflows import compare_plan
+from medloom.workflows.compare_check import refuse_other_data
 from medloom.workflows.compare_plan import Planned
 from medloom.workflows.compare_run import Book, estimate, finished, in_process, run_all
 from medloom.workflows.compare_text import estimates_table, standings_table
@@ -63,6 +64,7 @@ def compare(
     folder = Path(out)
     if against not in (None, "published"):
         raise UsageError("U232", "--against", f"'{against}' is not known", "Write --against published")
+    listings: dict[str, compare_plan.Listed] = {}
     planned = compare_plan.plan(
         sources,
         recipe=recipe,
@@ -72,17 +74,18 @@ def compare(
         overrides=overrides,
         accept=accept,
         out=folder,
+        listings=listings,
     )
     labels = list(dict.fromkeys(p.label for p in planned))
     if baseline is not None and baseline not in labels:
         raise UsageError("U232", "--baseline", f"no row is called '{baseline}'", f"Rows: {', '.join(labels)}")
-    given = [p for p in planned if p.given]
-    if len(given) > 1:
-        refuse_mixtures([read(p.label, p.seed, p.directory) for p in given])
+    if given := [read(p.label, p.seed, p.directory) for p in planned if p.given]:
+        refuse_mixtures(given)
+    refuse_other_data(planned, listings)
     deadline = None if max_minutes is None else started + 60 * max_minutes
     with exclusive(RunDirectory(folder)), StopRequests() as stop:
         sweep_orphans(folder)
-        costs = _estimates(planned, folder, stop, deadline, quiet)
+        costs = _estimates(planned, listings, folder, stop, deadline, quiet)
         table = estimates_table(planned, costs, {p.name for p in planned if finished(p)})
         if dry_run or stop.requested():
             code = EXIT_CODES.get(str(stop.requested()), 0)
@@ -108,11 +111,15 @@ def compare(
 
 
 def _estimates(
-    planned: Sequence[Planned], folder: Path, stop: StopRequests, deadline: float | None, quiet: bool
+    planned: Sequence[Planned],
+    listings: dict[str, compare_plan.Listed],
+    folder: Path,
+    stop: StopRequests,
+    deadline: float | None,
+    quiet: bool,
 ) -> dict[str, dict[str, Any]]:
     """What each setting that is not finished will take, by setting."""
     book = Book(folder / "estimates.json")
-    listings: dict[str, compare_plan.Listed] = {}
     open_ones = {p.setting: p for p in planned if not finished(p)}
     costs: dict[str, dict[str, Any]] = {}
     if not open_ones:

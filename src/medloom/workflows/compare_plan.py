@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Listed:
     num_classes: int
     multi_label: bool
     images: dict[str, int]
+    dataset: Dataset = field(compare=False, repr=False)  # the stamp tells it, wherever it lies
 
 
 def parse_models(texts: Sequence[str]) -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
@@ -105,8 +106,12 @@ def plan(
     overrides: Sequence[str],
     accept: Sequence[str],
     out: Path,
+    listings: dict[str, Listed] | None = None,
 ) -> list[Planned]:
     """All runs of the comparison, the first seed of every row before the second of any.
+
+    Args:
+        listings: is filled with what was listed, see :func:`listing`.
 
     Raises:
         UsageError: U211 no data, U230 nothing to compare, U231 bad ``models``, U232 two rows of one name, U233 a named
@@ -124,7 +129,7 @@ def plan(
     if recipe is not None:
         base = resolve(recipe, data=data, overrides=overrides, seed=None, accept=accept)
         wanted += [_laid_over(base, *spec) for spec in parse_models(models)] if models else [(base.name, base, ())]
-    listings: dict[str, Listed] = {}
+    listings = {} if listings is None else listings
     planned = [_given(run) for run in given]
     for label, one, own_seeds in wanted:
         setting = _setting(one, listing(one, listings).stamp)
@@ -148,7 +153,8 @@ def listing(recipe: Recipe, known: dict[str, Listed]) -> Listed:
     key = sha256_json(recipe.as_dict()["data"])
     if key not in known:
         dataset = open_dataset(recipe.data.path, recipe.data)
-        known[key] = Listed(_stamp(dataset), len(dataset.classes), dataset.multi_label, _counts(dataset, recipe))
+        counts = _counts(dataset, recipe)
+        known[key] = Listed(_stamp(dataset), len(dataset.classes), dataset.multi_label, counts, dataset)
     return known[key]
 
 
