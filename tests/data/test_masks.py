@@ -87,7 +87,13 @@ def test_D116_a_mask_that_is_not_there_is_refused_with_its_line(tmp_path: Path) 
     path = table(tmp_path, {"b": square(255)})
     (tmp_path / "b_mask.png").unlink()
     with pytest.raises(DataError, match=r"D116.*table.csv:3.*no mask b_mask.png"):
-        open_dataset(path, DataConfig())
+        open_dataset(path, DataConfig(mask_column="mask"))
+    dataset = open_dataset(path, DataConfig())  # nobody asked for masks
+    assert [record.mask for record in dataset.records] == [None, None, None]
+    assert "1 masks that stand in column mask are not there, and were passed over" in dataset.notices
+    ignored = open_dataset(path, DataConfig(mask_column="none"))
+    assert not any("mask" in notice for notice in ignored.notices)
+    assert all("mask" not in record.covariates for record in ignored.records)
 
 
 def test_D116_a_mask_outside_the_folder_is_refused(tmp_path: Path) -> None:
@@ -96,7 +102,7 @@ def test_D116_a_mask_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set" / "b_mask.png").rename(tmp_path / "b_mask.png")
     path.write_text(path.read_text().replace("b_mask.png", "../b_mask.png"))
     with pytest.raises(DataError, match=r"D11[36]"):
-        open_dataset(path, DataConfig())
+        open_dataset(path, DataConfig(mask_column="mask"))
 
 
 def test_a_mask_moves_as_its_image() -> None:

@@ -49,9 +49,8 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     split_column = None
     if config.split_column != "none":
         split_column = _find(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
-    mask_column = None
-    if config.mask_column != "none":
-        mask_column = _find(table, config.mask_column, MASK_COLUMNS, "data.mask_column")
+    named = None if config.mask_column == "none" else config.mask_column
+    mask_column = _find(table, named, MASK_COLUMNS, "data.mask_column")
     wide = _wide_columns(table, config)
     label_column = None if wide else _find(table, config.label_column, LABEL_COLUMNS, "data.label_column")
     if label_column is None and not wide:
@@ -70,7 +69,11 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     positions = iter(settled)
     splits = [None] * len(paths) if split_column is None else _splits(table, split_column)
     ignored = _find(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
-    masks = [None] * len(paths) if mask_column is None else _mask_paths(table, mask_column, root)
+    masks = (
+        [None] * len(paths)
+        if mask_column is None
+        else _mask_paths(table, mask_column, root, needed=config.mask_column is not None)
+    )
     # A mask is known for the diseased: as a covariate its name would give the answer away.
     spoken_for = (image_column, label_column, split_column, mask_column, ignored, *wide.values())
     covariates = [c for c in table.columns if c not in spoken_for]
@@ -86,6 +89,9 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
         records.extend(frames_of(root, record, config))
     used = ", ".join(filter(None, (image_column, label_column or "one column per class", split_column)))
     notices = [f"columns read as image, label, split: {used}", *class_notices(classes, several)]
+    gone = 0 if mask_column is None else sum(map(bool, table.column(mask_column))) - sum(m is not None for m in masks)
+    if gone and config.mask_column != "none":
+        notices.append(f"{gone} masks that stand in column {mask_column} are not there, and were passed over")
     if ignored:
         notices.append(f"the splits in column {ignored} were not used, as data.split_column is none")
     if left_out:
@@ -192,12 +198,19 @@ def _image_paths(table: Table, column: str, root: Path) -> list[str]:
     return paths
 
 
-def _mask_paths(table: Table, column: str, root: Path) -> list[str | None]:
-    """Masks below the root; a cell may be empty, where none was drawn."""
+def _mask_paths(table: Table, column: str, root: Path, *, needed: bool) -> list[str | None]:
+    """Masks below the root; a cell may be empty, where none was drawn.
+
+    Args:
+        needed: the recipe names the column, so each file that stands in it must be there; else those that are not are
+            passed over, as most models read no masks.
+    """
     found: list[str | None] = []
     for row, cell in enumerate(table.column(column)):
         path = _locate(root, cell)[0] if cell and "\0" not in cell else None
-        if cell and (path is None or not (root / path).resolve().is_relative_to(root) or not (root / path).is_file()):
+        if path is not None and not ((root / path).resolve().is_relative_to(root) and (root / path).is_file()):
+            path = None
+        if cell and path is None and needed:
             remedy = f"Give paths relative to {root.name}/, or leave the cell empty where there is no mask"
             raise DataError("D116", table.place(row), f"there is no mask {cell}", remedy)
         found.append(path)
