@@ -69,11 +69,9 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     positions = iter(settled)
     splits = [None] * len(paths) if split_column is None else _splits(table, split_column)
     ignored = _find(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
-    masks = (
-        [None] * len(paths)
-        if mask_column is None
-        else _mask_paths(table, mask_column, root, needed=config.mask_column is not None)
-    )
+    masks: list[str | None] = [None] * len(paths)
+    if mask_column is not None and config.mask_column != "none":
+        masks = _mask_paths(table, mask_column, root, needed=named is not None)
     # A mask is known for the diseased: as a covariate its name would give the answer away.
     spoken_for = (image_column, label_column, split_column, mask_column, ignored, *wide.values())
     covariates = [c for c in table.columns if c not in spoken_for]
