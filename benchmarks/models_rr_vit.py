@@ -27,6 +27,7 @@ from torch import nn
 from medloom.blocks.attention import Attention
 from medloom.files import write_json
 from medloom.models.registry import create_model
+from medloom.workflows.environment import cpu_name
 
 CASES = {"batch_1": 1.4, "batch_16": 2.0, "training": 2.0}
 """What is asked of each: how many times as fast the fused form must be."""
@@ -143,21 +144,13 @@ def batch_of(case: str) -> int:
 def machine(load: float) -> dict[str, Any]:
     """Where it was measured, and how busy that was before."""
     return {
-        "processor": processor(),
+        "processor": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": round(load, 2),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def processor() -> str:
-    """Name of the processor, and the vector instructions that torch uses on it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
-    return platform.processor()
 
 
 if __name__ == "__main__":

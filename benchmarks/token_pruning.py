@@ -31,6 +31,7 @@ from medloom.deployment.export import onnx_bytes
 from medloom.files import write_json
 from medloom.models.pruning import reduce_tokens
 from medloom.models.registry import create_model
+from medloom.workflows.environment import cpu_name
 
 RUNTIMES = ("eager", "onnxruntime", "openvino")
 SIZE = 224
@@ -179,14 +180,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "token_pruning.json")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(*arguments.one, arguments)))
+        name, runtime = arguments.one
+        print(json.dumps(measure(name, runtime, arguments)))
         return
     whole = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
     whole |= {
         "question": "how many times faster than the same network with all its tokens; medians of paired ratios",
         "size": SIZE,
         "machine": {
-            "processor": processor(),
+            "processor": cpu_name(),
             "cores": os.cpu_count(),
             "threads": arguments.threads,
             "torch": torch.__version__,
@@ -206,15 +208,6 @@ def main() -> None:
             whole["rows"].setdefault(name, {"goal": ROWS[name].goal})[runtime] = found
             write_json(arguments.out, whole)
             print(f"{name}, {runtime}: {json.dumps(found)}", flush=True)
-
-
-def processor() -> str:
-    """Name of the CPU where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from medloom.training.batches import Examples
 from medloom.training.journal import peak_memory
 from medloom.training.loop import fit
 from medloom.training.precision import MEMORY_FORMAT, autocast, choose_device
+from medloom.workflows.environment import cpu_name
 
 BATCH = 32
 
@@ -77,7 +78,7 @@ def main() -> None:
         "checkpoint_seconds": round(median(t["saving"]["wall"] for t in turns), 3),
         "peak_memory": peak_of_training_alone(),
         "machine": {
-            "processor": processor(),
+            "processor": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
             "cores": os.cpu_count(),
             "threads": arguments.threads,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -202,13 +203,6 @@ def peak_of_training_alone() -> dict[str, int]:
     imported = subprocess.run([sys.executable, "-c", idle], capture_output=True, text=True, check=True)
     peak: dict[str, int] = json.loads(trained.stdout)
     return {**peak, "of_importing_alone": int(imported.stdout)}
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {torch.backends.cpu.get_cpu_capability()}"
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def test_times_are_remembered_for_the_processor_that_took_them(tmp_path: Path, m
 
     monkeypatch.setattr(verb, "in_process", child)
     for cpu, times in (("one", 1), ("one", 1), ("another", 2)):
-        monkeypatch.setattr(machine, "_cpu_name", lambda cpu=cpu: cpu)
+        monkeypatch.setattr(machine, "cpu_name", lambda cpu=cpu: cpu)
         compare([run.root], out=tmp_path / "c")
         assert timed == ["count", "speed"] * times
 
