@@ -4,88 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.server
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from file_server import CONTENT, MD5, Server
 
 from medloom.data import fetch as module
 from medloom.data import transfer
 from medloom.data.fetch import fetch
-from medloom.data.medmnist_sets import SETS, SIZES, set_of_file
 from medloom.errors import DataError, MedloomError, ResourceError, UsageError
-from medloom.workflows.fetch import fetch as fetch_set
-
-CONTENT = np.random.default_rng(0).bytes(300_000)
-MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-@dataclass
-class Server:
-    """What the next answers are, and what was asked."""
-
-    address: str = ""
-    content: bytes = CONTENT
-    ranges: bool = True
-    tag: str | None = '"v1"'
-    length: bool = True
-    cuts: list[int] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    location: str = ""
-    asked: list[str | None] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"{self.address}/set.npz"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    plan = Server()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            plan.asked.append(self.headers.get("Range"))
-            status = plan.answers.pop(0) if plan.answers else 200
-            if status != 200:
-                self.send_response(status)
-                if plan.location:
-                    self.send_header("Location", plan.location)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            start, same = 0, self.headers.get("If-Range") == plan.tag
-            if plan.ranges and self.headers.get("Range") and same:
-                start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-            body = plan.content[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(plan.content) - 1}/{len(plan.content)}")
-            if plan.tag:
-                self.send_header("ETag", plan.tag)
-            if plan.length:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: plan.cuts.pop(0)] if plan.cuts else body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        plan.address = f"http://127.0.0.1:{running.server_port}"
-        yield plan
-        running.shutdown()
-        thread.join()
 
 
 def get(server: Server, target: Path, md5: str | None = MD5) -> Any:
@@ -272,74 +201,3 @@ def test_U224_only_web_addresses(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="U224"):
         fetch(url, tmp_path / "set.npz")
     assert list(tmp_path.iterdir()) == []
-
-
-# The verb
-
-
-def chest(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ChestMNIST of six images a split, whose sum is taken for the published one."""
-    import io
-
-    rng, out = np.random.default_rng(1), io.BytesIO()
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = rng.integers(0, 255, (6, 64, 64), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.eye(14, dtype=np.uint8)[:6] * (np.arange(6) != 5)[:, None].astype(np.uint8)
-    np.savez(out, **arrays)  # type: ignore[arg-type]
-    server.content = out.getvalue()
-    monkeypatch.setitem(SETS["chestmnist"].md5, 64, hashlib.md5(server.content).hexdigest())
-
-
-def test_what_was_fetched_opens_with_its_label_names(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from medloom.config import DataConfig
-    from medloom.data.sources import open_dataset
-
-    chest(server, monkeypatch)
-    monkeypatch.setenv("MEDLOOM_MEDMNIST_URL", server.address)
-    done = fetch_set("ChestMNIST", size=64, out=tmp_path / "d")
-    assert "fetched" in done.text()
-    facts = json.loads((tmp_path / "d/chestmnist_64.npz.json").read_text())
-    assert facts["sha256"] == hashlib.sha256(server.content).hexdigest()
-    assert facts["licence"] == "CC BY 4.0"
-    for path in (tmp_path / "d/chestmnist_64.npz", tmp_path / "d"):
-        dataset = open_dataset(path, DataConfig())
-        assert dataset.multi_label
-        assert dataset.classes == SETS["chestmnist"].labels
-        assert dataset.records[1].labels == (1,)
-        assert dataset.records[5].labels == ()
-    assert "is there already" in fetch_set("chestmnist", size=64, out=tmp_path / "d", url=server.address).text()
-
-
-def test_the_facts_beside_a_file_are_written_where_they_are_missing_and_else_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chest(server, monkeypatch)
-    beside = tmp_path / "chestmnist_64.npz.json"
-    fetch_set("chestmnist", size=64, out=tmp_path, url=server.address)
-    first = beside.read_bytes()
-    beside.unlink()
-    fetch_set("chestmnist", size=64, out=tmp_path, url=server.address)
-    assert beside.read_bytes() == first
-    fetch_set("chestmnist", size=64, out=tmp_path, url="http://127.0.0.1:9")
-    assert beside.read_bytes() == first  # where it came from stays said
-
-
-def test_U224_no_such_set_or_size(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Did you mean chestmnist"):
-        fetch_set("chestmnst", out=tmp_path)
-    with pytest.raises(UsageError, match="U224"):
-        fetch_set("chestmnist", size=32, out=tmp_path)
-
-
-def test_the_twelve_sets_are_listed() -> None:
-    done = fetch_set(None)
-    assert len(done.values["sets"]) == 12
-    assert all(sorted(s.md5) == list(SIZES) and all(len(v) == 32 for v in s.md5.values()) for s in SETS.values())
-    assert len({v for s in SETS.values() for v in s.md5.values()}) == 48
-    assert [len(s.labels) for s in SETS.values()] == [9, 14, 7, 4, 2, 5, 2, 8, 8, 11, 11, 11]
-    assert set_of_file("chestmnist_224") is SETS["chestmnist"]
-    assert set_of_file("chestmnist_32") is None
-    assert set_of_file("mine") is None
