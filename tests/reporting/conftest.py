@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from medloom.files import RunDirectory
 
@@ -25,3 +26,9 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def run(whole_run: RunDirectory, tmp_path: Path) -> RunDirectory:
     """A copy of the run that a test may change."""
     return RunDirectory(shutil.copytree(whole_run.root, tmp_path / "pneumonia"))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of a page's second; tests that do not look at them leave them out."""
+    monkeypatch.setattr("medloom.reporting.plots.inline_svg", lambda *args, **kwargs: Markup("<svg></svg>"))

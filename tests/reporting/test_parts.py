@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page
 from PIL import Image
-from test_report import Page
 
 from medloom.files import RunDirectory
 from medloom.reporting import plots
