@@ -21,7 +21,9 @@ class DataConfig(Part):
     """Which images, whose, and with what labels."""
 
     path: str | None = None
-    source: Literal["auto", "folder", "table", "medmnist", "h5"] = "auto"
+    source: Literal["auto", "folder", "table", "medmnist", "h5", "masks", "nifti"] = Field(
+        default="auto", description="masks: pictures with masks beside them; nifti: volumes with masks beside them"
+    )
     patient: str = Field(
         default="auto",
         description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX | none",
@@ -33,6 +35,9 @@ class DataConfig(Part):
     split_column: str | None = Field(default=None, description="NAME, or none to draw the splits here")
     classes: tuple[str, ...] | None = Field(
         default=None, description="names in order; the last is the positive one of two"
+    )
+    label_values: tuple[Annotated[int, Field(ge=0, le=65535)], ...] | None = Field(
+        default=None, description="numbers that masks hold, one per name in classes; the first is the background's"
     )
     rename: dict[str, str] = Field(
         default={}, description="label in the source: its name here, '' to leave it out; '*' stands for the rest"
@@ -91,6 +96,9 @@ class AugmentConfig(Part):
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     blur: Annotated[float, Field(ge=0)] = Field(default=0.0, description="largest Gaussian sigma in pixels")
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    elastic: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="largest displacement in voxels of a smooth deformation; volumes only"
+    )
     quarter_turns: bool = Field(default=False, description="turns by 0, 90, 180 or 270 degrees, of square input")
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, description="share of the colour circle; rgb only")
     saturation: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="rgb only")
@@ -189,7 +197,9 @@ class TrainConfig(Part):
     ema_decay: Fraction = 0.0
     amp: Literal["bf16", "off"] = "bf16"
     patience: Positive | None = None
-    monitor: Literal["val_auc", "val_loss"] = "val_auc"
+    monitor: Literal["auto", "val_auc", "val_dice", "val_loss"] = Field(
+        default="auto", description="what chooses the best epoch; auto: the AUC, or the Dice of masks"
+    )
     save_steps: Positive | None = Field(default=None, description="also save inside an epoch, every so many steps")
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive | None = None

@@ -254,6 +254,11 @@ class Preprocess:
             return np.clip(2 * grey_256 - PSEUDOCOLOR[:, None], 0, 1)
         return np.repeat(grey_256[None], self.in_chans, axis=0)
 
+    def inner_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image takes of the model's grid under ``resize: pad``."""
+        scale = min(self.size[0] / height, self.size[1] / width)
+        return _at_least_one(height * scale, self.size[0]), _at_least_one(width * scale, self.size[1])
+
     def _resize(self, plane: np.ndarray) -> np.ndarray:
         """One plane (or 8-bit RGB) to ``size``, as uint8."""
         height, width = plane.shape[:2]
@@ -261,8 +266,7 @@ class Preprocess:
         box = (0.0, 0.0, float(width), float(height))
         inner = (target_h, target_w)
         if self.resize == "pad":
-            scale = min(target_h / height, target_w / width)
-            inner = (_at_least_one(height * scale, target_h), _at_least_one(width * scale, target_w))
+            inner = self.inner_size(height, width)
         elif self.resize == "crop":
             scale = max(target_h / height, target_w / width)
             kept_h, kept_w = min(height, target_h / scale), min(width, target_w / scale)
