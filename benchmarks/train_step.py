@@ -32,6 +32,7 @@ from medloom.data.preprocess import Preprocess
 from medloom.files import RunDirectory, write_json
 from medloom.models.registry import create_model
 from medloom.training.batches import Examples
+from medloom.training.classification import classifying
 from medloom.training.journal import peak_memory
 from medloom.training.loop import fit
 from medloom.training.precision import MEMORY_FORMAT, autocast, choose_device
@@ -120,18 +121,12 @@ def train(arguments: argparse.Namespace, epochs: int, told: Any = None) -> None:
     examples = Examples(
         DevicePixels(images, device, resident), np.arange(n), rng.integers(0, 2, n), tuple(map(str, range(n)))
     )
+    model, recipe = build(arguments), recipe_of(arguments, epochs)
+    preprocess = Preprocess((arguments.size,) * 2, channels="grey", mean=(0.5,), std=(0.25,))
+    work = classifying(model, train=examples, val=None, recipe=recipe, preprocess=preprocess, device=device)
     with tempfile.TemporaryDirectory() as scratch:
-        fit(
-            build(arguments),
-            train=examples,
-            val=None,
-            recipe=recipe_of(arguments, epochs),
-            run=RunDirectory(Path(scratch)),
-            preprocess=Preprocess((arguments.size,) * 2, channels="grey", mean=(0.5,), std=(0.25,)),
-            fingerprint={},
-            device=device,
-            progress=told,
-        )
+        run = RunDirectory(Path(scratch))
+        fit(model, work=work, recipe=recipe, run=run, fingerprint={}, device=device, progress=told)
 
 
 def bare_epochs(arguments: argparse.Namespace) -> Any:

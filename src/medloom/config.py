@@ -28,6 +28,7 @@ from medloom.config_parts import (
     TokensConfig,
     TrainConfig,
 )
+from medloom.config_segmentation import SegmentationConfig, VolumeConfig
 from medloom.errors import UsageError, plain_words
 from medloom.files import sha256_json
 
@@ -40,7 +41,9 @@ __all__ = [
     "ModelConfig",
     "PreprocessConfig",
     "Recipe",
+    "SegmentationConfig",
     "TrainConfig",
+    "VolumeConfig",
     "difference",
     "load_recipe",
 ]
@@ -62,10 +65,12 @@ class Recipe(Part):
     notes: str = ""
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
+    volume: VolumeConfig = VolumeConfig()
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     imbalance: ImbalanceConfig = ImbalanceConfig()
     loss: LossConfig = LossConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     tokens: TokensConfig = TokensConfig()
     distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()

@@ -184,7 +184,7 @@ class TrainConfig(Part):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Fraction = 0.9
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "step"] = "constant"
     step_epochs: tuple[Positive, ...] = ()
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0

@@ -16,6 +16,7 @@ from medloom.data.preprocess import Preprocess
 from medloom.files import RunDirectory
 from medloom.models.registry import create_model
 from medloom.training.batches import Examples
+from medloom.training.classification import classifying
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
 from medloom.training.loop import FitResult, fit
@@ -120,13 +121,21 @@ def run(
     if model is None:
         model = build(Noisy)
     train, val = splits() if data is None else data
-    return fit(
+    work = classifying(
         model,
         train=train,
         val=val,
         recipe=wanted,
-        run=RunDirectory(directory),
         preprocess=PREPROCESS,
+        device=CPU,
+        world=world,
+        **{key: options.pop(key) for key in ("class_weights", "teacher") if key in options},
+    )
+    return fit(
+        model,
+        work=work,
+        recipe=wanted,
+        run=RunDirectory(directory),
         fingerprint=fingerprint(wanted, {"hash": "d"}, device=CPU, processes=world.size),
         device=CPU,
         world=world,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medloom.errors import GateError, ResourceError, UsageError
-from medloom.training.batches import Batch, Examples
+from medloom.training.batches import Batch
 from medloom.training.checkpoint import not_finite
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ class StepReport:
     """The numbers of one step, perhaps still being computed, and what to name if they are bad.
 
     Attributes:
-        numbers: float64 ``[loss, correct, stop, norm, added losses ...]``, sums over all processes.
+        ids: of all that is trained on; ``rows`` are those of the step.
+        numbers: float64 ``[loss, hits, stop, norm, added losses ...]``, sums over all processes.
     """
 
     epoch: int
     step: int
     rate: float
-    examples: Examples
+    ids: tuple[str, ...]
     rows: np.ndarray
     numbers: Tensor
 
@@ -49,7 +50,7 @@ class StepReport:
         loss += sum(added)
         if np.isfinite(loss) and np.isfinite(norm):
             return bool(stop > 0)
-        ids = [self.examples.ids[row] for row in self.rows]
+        ids = [self.ids[row] for row in self.rows]
         what = "loss" if not np.isfinite(loss) else "gradient"
         journal.session("not_finite", epoch=self.epoch, step=self.step + 1, learning_rate=self.rate, what=what, ids=ids)
         shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more (sessions.jsonl)" if len(ids) > 4 else "")

@@ -123,10 +123,10 @@ class Journal:
         )
 
     def epoch_line(
-        self, state: State, scores: dict[str, float | None], rate: float, val_seconds: float
+        self, state: State, scores: dict[str, float | None], rate: float, val_seconds: float, hit: str
     ) -> dict[str, Any]:
-        """The log line of an epoch that was validated."""
-        loss, correct, *errors = state.sums.tolist()
+        """The log line of an epoch that was validated; ``hit`` names what the steps counted beside the loss."""
+        loss, hits, *errors = state.sums.tolist()
         added = {name: error / state.images for name, error in zip(state.added, errors, strict=True)}
         self._val_seconds = val_seconds
         return {
@@ -134,7 +134,7 @@ class Journal:
             "epoch": state.epoch,
             "step": state.total,
             "train_loss": loss / max(state.weight, 1e-12),
-            "train_accuracy": correct / state.images,
+            hit: hits / state.images,
             **added,
             **scores,
             "learning_rate": rate,

@@ -3,16 +3,17 @@
 ::
 
     with world(device) as w:
-        result = fit(model, train=train, val=val, recipe=recipe, run=run, preprocess=preprocess,
-                     fingerprint=fingerprint(recipe, {"hash": dataset.hash()}, device=device),
-                     class_weights=weights, device=device, world=w, resume=False, progress=print)
+        work = classifying(model, train=train, val=val, recipe=recipe, preprocess=preprocess, device=device, world=w)
+        result = fit(model, work=work, recipe=recipe, run=run, device=device, world=w, resume=False, progress=print,
+                     fingerprint=fingerprint(recipe, {"hash": dataset.hash()}, device=device))
 
 Data order, augmentation, dropout and learning rate are functions of (seed, epoch, step), and everything else is in the
 checkpoint. So a run that was killed at any moment and resumed ends, on the same CPU and threads, with the bytes of one
 that was not.
 
+What is learnt from, and how an answer is judged, is a ``Work`` (``training.work``): labels or masks, the loop is one.
+
 A step is one move of the optimiser: ``batch_size * accumulate`` images over all processes.
-Shape suffixes: B images of a micro-batch, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
@@ -23,28 +24,25 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from medloom.data.prefetch import prefetch
-from medloom.data.preprocess import Preprocess
-from medloom.data.sampling import epoch_order
 from medloom.errors import DataError
 from medloom.files import RunDirectory
 from medloom.training import faults, freezing, optimizers, token_stages
-from medloom.training.added_losses import added_losses, for_stage
-from medloom.training.batches import Examples, Reader, deal, parts
-from medloom.training.distributed import World, share_buffers
+from medloom.training.added_losses import for_stage
+from medloom.training.batches import parts
+from medloom.training.distributed import World, replicate, share_buffers
 from medloom.training.journal import Journal
-from medloom.training.objective import objective
-from medloom.training.precision import MEMORY_FORMAT, settings
-from medloom.training.predict import Interrupted, predict_logits
+from medloom.training.precision import memory_format, settings
+from medloom.training.predict import Interrupted
 from medloom.training.schedule import learning_rate
-from medloom.training.scores import improves, monitor_of, validation_scores
+from medloom.training.scores import improves
 from medloom.training.state import State, average_of, seed_step, update_average
-from medloom.training.step import Objective, gradients, net_of
+from medloom.training.step import Objective, gradients
 from medloom.training.stopping import EXIT_CODES, StopRequests
+from medloom.training.work import Work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,17 +81,14 @@ class _Run:
     """What stays the same through a session."""
 
     recipe: Recipe
-    train: Examples
-    val: Examples | None
-    reader: Reader
-    objective: Objective
+    work: Work
+    device: torch.device
     goal: float | None
     net: nn.Module
     world: World
     journal: Journal
     checkpoint: Path
     stop: StopRequests
-    monitor: str
     steps_per_epoch: int
     total_steps: int
 
@@ -101,31 +96,25 @@ class _Run:
 def fit(
     model: nn.Module,
     *,
-    train: Examples,
-    val: Examples | None,
+    work: Work,
     recipe: Recipe,
     run: RunDirectory,
-    preprocess: Preprocess,
     fingerprint: dict[str, Any],
-    class_weights: np.ndarray | None = None,
     device: torch.device,
     world: World = World(),  # noqa: B008  (a frozen value)
     resume: bool = False,
     accept: tuple[str, ...] = (),
-    teacher: nn.Module | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Train, validate after each epoch, keep the best epoch, save as it goes.
 
     Args:
         model: freshly built from the recipe's seed; holds the best weights when the run is over.
-        val: None trains without validation; the last epoch is then the best.
+        work: what it learns from and is judged by. Without validation the last epoch is the best.
         run: its ``checkpoint`` and ``log`` are written, by the main process. The caller holds ``files.exclusive``.
         fingerprint: ``training.fingerprint.fingerprint``; must be equal on resume.
-        class_weights: ``(K,)`` of ``data.sampling.class_weights``.
         resume: go on from the newest good checkpoint; without any, begin.
         accept: codes; ``T411`` goes on in spite of a changed fingerprint (but never with other data).
-        teacher: gives the answers that ``recipe.distill`` is about; of the same classes and input.
         progress: is given a dict per ``event``: ``step`` (loss, learning_rate, seconds_left ...), ``epoch``,
             ``saved``, ``notice``.
 
@@ -137,12 +126,11 @@ def fit(
         ResourceError: T404, T405 not saved; T407 out of memory; T408 images not readable.
     """
     config = recipe.train
-    if not len(train):
+    if not work.ids:
         raise DataError("D115", "train", "no training images", "Check the split and the excluded files")
     with settings(device, config.threads), StopRequests() as stop:
-        model.to(device=device, memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
-        loss = objective(recipe, multi_label=train.multi_label, class_weights=class_weights)
-        added = added_losses(model, recipe, preprocess, loss, teacher=teacher, masks=train.masks is not None)
+        model.to(device=device, memory_format=memory_format(model))  # type: ignore[call-overload]
+        added = work.objective.added
         state = State(
             model=model,
             optimizer=optimizers.make_optimizer(model, config),
@@ -152,25 +140,24 @@ def fit(
             added=tuple(one.name for one in added),
         )
         journal = Journal(run, world, progress)
-        steps_per_epoch = len(_epoch_steps(recipe, train, 1))
+        steps_per_epoch = len(work.steps(1))
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
         token_stages.check_stages(recipe, model, steps_per_epoch, total_steps)
         journal.open(state, total_steps, resume=resume, accept=accept)
+        for text in work.notices:
+            journal.notice(text)
         freezing.hold_for(model, recipe, state.epoch)
         this = _Run(
             recipe=recipe,
-            train=train,
-            val=val,
-            reader=Reader(train, preprocess, recipe.augment, config.seed, world, device),
-            objective=Objective(loss, added),
+            work=work,
+            device=device,
             goal=token_stages.goal_of(model),
-            net=net_of(model, recipe, state.epoch, device, world, taught=teacher is not None),
+            net=replicate(work.trained(state.epoch), device, world),
             world=world,
             journal=journal,
             checkpoint=run.checkpoint,
             stop=stop,
-            monitor=monitor_of(config.monitor, val, journal.notice),
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
         )
@@ -178,9 +165,7 @@ def fit(
         with faults.memory_elsewhere(recipe):
             while stopped is None:
                 if freezing.hold_for(model, recipe, state.epoch):
-                    this = replace(
-                        this, net=net_of(model, recipe, state.epoch, device, world, taught=teacher is not None)
-                    )
+                    this = replace(this, net=replicate(work.trained(state.epoch), device, world))
                 finished = _train_epoch(this, state) and _finish_epoch(this, state)
                 stopped = state.done or (None if finished else stop.received or "SIGTERM")
         weights = journal.close(state, stopped)
@@ -191,14 +176,14 @@ def fit(
 
 def _train_epoch(this: _Run, state: State) -> bool:
     """Take the steps that are left of the epoch. False where a signal came; the state is then saved."""
-    config, train, wanted = this.recipe.train, this.train, _objective(this, state)
-    steps = _epoch_steps(this.recipe, train, state.epoch)[: this.total_steps - state.total + state.step]
+    config, work, wanted = this.recipe.train, this.work, _objective(this, state)
+    steps = work.steps(state.epoch)[: this.total_steps - state.total + state.step]
     places = parts(steps, config.batch_size, state.epoch, state.step)
     # Where reading a number waits for the GPU, each step's numbers are looked at after the next step is under way.
-    delay = 1 if this.reader.device.type == "cuda" else 0
+    delay = 1 if this.device.type == "cuda" else 0
     unread: list[faults.StepReport] = []
     freezing.train_mode(this.net)
-    with closing(prefetch(this.reader.read, places)) as batches:
+    with closing(prefetch(work.read, places)) as batches:
         for step in range(state.step, len(steps)):
             started = time.perf_counter()
             rate = learning_rate(state.total, this.steps_per_epoch, this.total_steps, config)
@@ -207,7 +192,7 @@ def _train_epoch(this: _Run, state: State) -> bool:
             kept = token_stages.keep_rate(this.recipe, this.goal, state.total, this.total_steps)
             token_stages.set_keep(state.model, kept)
             state.optimizer.zero_grad(set_to_none=True)
-            weight = this.objective.loss.weight(train.labels[steps[step]])
+            weight = work.weight(steps[step])
             numbers = gradients(
                 this.net,
                 batches,
@@ -217,9 +202,9 @@ def _train_epoch(this: _Run, state: State) -> bool:
                 stop=this.stop.received is not None,
                 weight=weight,
                 images=len(steps[step]),
-                device=this.reader.device,
+                device=this.device,
             )
-            unread.append(faults.StepReport(state.epoch, step, rate, train, steps[step], numbers))
+            unread.append(faults.StepReport(state.epoch, step, rate, work.ids, steps[step], numbers))
             halt = False
             while len(unread) > delay:
                 halt |= unread.pop(0).check(this.journal, this.checkpoint)
@@ -247,7 +232,9 @@ def _objective(this: _Run, state: State) -> Objective:
     """What this epoch minimises."""
     alone = token_stages.scorer_alone(this.recipe, state.model, state.epoch)
     return replace(
-        this.objective, added=for_stage(this.objective.added, scorer_alone=alone), share=0.0 if alone else 1.0
+        this.work.objective,
+        added=for_stage(this.work.objective.added, scorer_alone=alone),
+        share=0.0 if alone else this.work.objective.share,
     )
 
 
@@ -259,39 +246,22 @@ def _finish_epoch(this: _Run, state: State) -> bool:
     share_buffers(state.judged, this.world)
     rate = learning_rate(state.total - 1, this.steps_per_epoch, this.total_steps, this.recipe.train)
     faults.check_state(state, rate, this.journal, this.checkpoint)
-    if this.val is not None:
-        # fp32, as the final evaluation: the AUC that chose the epoch can be recomputed from its weights.
+    if this.work.validate is not None:
         try:
-            logits_NK = predict_logits(
-                state.judged,
-                this.val.pixels,
-                this.reader.preprocess,
-                this.val.rows,
-                2 * this.recipe.train.batch_size,
-                this.reader.device,
-                world=this.world,
-                stop=lambda: this.stop.received is not None,
-            )
+            scores = this.work.validate(state.judged, lambda: this.stop.received is not None)
         except Interrupted:
             this.journal.save(state)
             return False
-        scores = validation_scores(logits_NK, this.val, this.objective.loss)
-    line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started)
+    line = this.journal.epoch_line(state, scores, rate, time.perf_counter() - started, this.work.hit)
     # While a scorer learns alone, the answers that are validated come from blocks that have learnt nothing.
     alone = token_stages.scorer_alone(this.recipe, state.model, state.epoch)
-    if not alone and improves(line, state.best, this.monitor):
-        this.journal.keep_best(state, this.monitor, line)
+    if not alone and improves(line, state.best, this.work.monitor):
+        this.journal.keep_best(state, this.work.monitor, line)
     if state.total >= this.total_steps:
         state.done = "steps" if state.epoch < this.recipe.train.epochs else "epochs"
     elif this.recipe.train.patience and state.best:
         state.done = "patience" if state.epoch - state.best["epoch"] >= this.recipe.train.patience else None
     state.begin_epoch(state.epoch + 1)
     this.journal.end_epoch(state, line)
-    halt = torch.tensor([float(this.stop.received is not None)], device=this.reader.device)
+    halt = torch.tensor([float(this.stop.received is not None)], device=this.device)
     return not bool(this.world.sum(halt))
-
-
-def _epoch_steps(recipe: Recipe, train: Examples, epoch: int) -> list[np.ndarray]:
-    """Positions in ``train`` of the images of each step."""
-    order = epoch_order(train.labels, recipe.imbalance.method, recipe.train.seed, epoch)
-    return [order[part] for part in deal(len(order), recipe.train.batch_size * recipe.train.accumulate)]

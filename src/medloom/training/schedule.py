@@ -19,7 +19,9 @@ def learning_rate(step: int, steps_per_epoch: int, total_steps: int, config: Tra
         config: ``learning_rate``, ``schedule``, ``warmup_epochs``, ``step_epochs``, ``step_factor``.
 
     The warm-up rises in a line and reaches the full rate with its last step. The cosine falls from there to zero
-    (Loshchilov & Hutter, "SGDR", 2017, without restarts); ``step`` multiplies by the factor after each named epoch.
+    (Loshchilov & Hutter, "SGDR", 2017, without restarts), ``poly`` falls as the share that is left to the power 0.9
+    (usual in segmentation: Chen et al., arXiv 1606.00915, section 4); ``step`` multiplies by the factor after each
+    named epoch.
     """
     peak = config.learning_rate
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -28,6 +30,8 @@ def learning_rate(step: int, steps_per_epoch: int, total_steps: int, config: Tra
     if config.schedule == "cosine":
         done = (step - warmup) / max(1, total_steps - warmup)
         return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    if config.schedule == "poly":
+        return peak * float((1.0 - min(1.0, (step - warmup) / max(1, total_steps - warmup))) ** 0.9)
     if config.schedule == "step":
         passed = sum(step >= epoch * steps_per_epoch for epoch in config.step_epochs)
         return peak * float(config.step_factor**passed)

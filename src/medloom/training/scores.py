@@ -5,7 +5,6 @@ Shape suffixes: N images of the split, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,24 +57,24 @@ def validation_scores(logits_NK: np.ndarray, examples: Examples, loss: Loss) -> 
     }
 
 
-def monitor_of(wanted: str, val: Examples | None, notice: Callable[[str], None]) -> str:
+def monitor_of(wanted: str, val: Examples | None) -> tuple[str, tuple[str, ...]]:
     """What chooses the best epoch: ``val_auc`` or ``val_loss`` as wanted, ``epoch`` (the last) without validation.
 
-    An AUC that cannot be estimated, because validation has one class only, gives way to the loss, with a notice.
+    An AUC that cannot be estimated, because validation has one class only, gives way to the loss; the notices say so.
     """
     if val is None or not len(val):
-        return "epoch"
+        return "epoch", ()
     share_K = val.labels.mean(0) if val.multi_label else np.bincount(val.labels) / len(val)
+    wanted = "val_auc" if wanted == "auto" else wanted
     if wanted == "val_auc" and not ((share_K > 0) & (share_K < 1)).any():
-        notice("validation has one class only, so its AUC is not estimable: the loss chooses the epoch")
-        return "val_loss"
-    return wanted
+        return "val_loss", ("validation has one class only, so its AUC is not estimable: the loss chooses the epoch",)
+    return wanted, ()
 
 
 def improves(line: dict[str, Any], best: dict[str, Any] | None, monitor: str) -> bool:
-    """Higher AUC wins; at equal AUC (1.0 is common in small sets) the lower loss does."""
+    """A higher score wins; at equal score (an AUC of 1.0 is common in small sets) the lower loss does."""
     if best is None or monitor == "epoch":
         return True
     if monitor == "val_loss":
         return bool(line["val_loss"] < best["val_loss"])
-    return bool((line["val_auc"], -line["val_loss"]) > (best["score"], -best["val_loss"]))
+    return bool((line[monitor], -line["val_loss"]) > (best["score"], -best["val_loss"]))

@@ -6,7 +6,7 @@ Shape suffixes: B images of a micro-batch, C channels, H height, W width, K clas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,10 @@ from medloom.config import Recipe
 from medloom.training import faults
 from medloom.training.added_losses import AddedLoss, scores_tokens
 from medloom.training.batches import Batch
-from medloom.training.distributed import World, accumulating, replicate
+from medloom.training.distributed import World, accumulating
 from medloom.training.losses import Loss
 from medloom.training.precision import autocast
 from medloom.training.reconstruction import reconstructs
-from medloom.training.scores import correct
-from medloom.training.token_stages import scorer_alone
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,14 @@ class Objective:
     """What a step minimises.
 
     Attributes:
-        loss: of the classification.
+        loss: of the answer.
+        hits: ``(logits, target)`` to what the log counts beside the loss: a sum over the images.
         added: beside it.
-        share: weight of the classification itself; 0 while a scorer learns alone.
+        share: weight of the answer's loss; 0 while a scorer learns alone.
     """
 
     loss: Loss
+    hits: Callable[[Tensor, Tensor], Tensor]
     added: tuple[AddedLoss, ...] = ()
     share: float = 1.0
 
@@ -66,14 +66,6 @@ def trained_part(model: nn.Module, *, scorer_alone: bool = False, taught: bool =
     return TrainOutputs(model, "train_outputs") if reconstructs(model) or scores_tokens(model) or own_head else model
 
 
-def net_of(
-    model: nn.Module, recipe: Recipe, epoch: int, device: torch.device, world: World, *, taught: bool
-) -> nn.Module:
-    """What the steps of an epoch call, its gradients averaged over the processes."""
-    part = trained_part(model, scorer_alone=scorer_alone(recipe, model, epoch), taught=taught)
-    return replicate(part, device, world)
-
-
 def outputs_of(net: nn.Module, x_BCHW: Tensor) -> dict[str, Tensor]:
     """``logits``, and what else the model gives in training."""
     outputs = net(x_BCHW)
@@ -96,11 +88,11 @@ def gradients(
 
     Args:
         stop: this process was asked to stop; every process hears of it.
-        weight: what the sum of the classification loss is divided by.
+        weight: what the sum of the loss is divided by.
 
     Returns:
-        float64 ``[loss, correct, stop, norm, added losses ...]``: sums over all processes, and the gradient's norm.
-        ``loss`` is that of the classification.
+        float64 ``[loss, hits, stop, norm, added losses ...]``: sums over all processes, and the gradient's norm.
+        ``loss`` is that of the answer.
     """
     config, size = recipe.train, world.size
     numbers = torch.zeros(4 + len(objective.added), dtype=torch.float64, device=device)
@@ -121,7 +113,7 @@ def gradients(
             mean.backward()
         numbers[0] += total.detach()
         if batch.counts:
-            numbers[1] += correct(outputs["logits"].detach(), batch.target)
+            numbers[1] += objective.hits(outputs["logits"].detach(), batch.target)
         if batch.last:
             break
     numbers[2] = float(stop)

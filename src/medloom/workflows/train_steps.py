@@ -31,6 +31,7 @@ from medloom.reporting.pictures import write_pictures
 from medloom.reporting.report import write_report
 from medloom.training.added_losses import scores_tokens
 from medloom.training.batches import Examples
+from medloom.training.classification import classifying
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
 from medloom.training.loop import FitResult, fit
@@ -171,18 +172,25 @@ def _fit(
         processes=world.size,
         augmentation=backend(device),
     )
+    work = classifying(
+        model,
+        train=_examples(prepared, pixels, "train", train, masks),
+        val=_examples(prepared, pixels, "val", dataset.select("val")),
+        recipe=recipe,
+        preprocess=prepared.preprocess,
+        device=device,
+        class_weights=weights,
+        teacher=teacher,
+        world=world,
+    )
     with Progress("training", quiet=quiet) as progress:
         return fit(
             model,
-            train=_examples(prepared, pixels, "train", train, masks),
-            val=_examples(prepared, pixels, "val", dataset.select("val")),
+            work=work,
             recipe=recipe,
             run=run,
-            preprocess=prepared.preprocess,
-            class_weights=weights,
             fingerprint=marks,
             accept=recipe.data.accept,
-            teacher=teacher,
             resume=resume,
             device=device,
             world=world,

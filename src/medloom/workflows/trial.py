@@ -24,6 +24,7 @@ from medloom.files import RunDirectory
 from medloom.models.macs import count_macs
 from medloom.models.registry import create_model
 from medloom.training.batches import Examples
+from medloom.training.classification import classifying
 from medloom.training.fingerprint import fingerprint
 from medloom.training.journal import peak_memory
 from medloom.training.loop import fit
@@ -70,17 +71,17 @@ def trial(recipe: dict[str, Any], num_classes: int, multi_label: bool) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder) / "trial")
         run.root.mkdir()
-        fit(
+        work = classifying(
             model,
             train=part(np.arange(train)),
             val=part(np.arange(train, train + val)),
             recipe=wanted,
-            run=run,
             preprocess=preprocess,
-            fingerprint=fingerprint(wanted, {"hash": "trial"}, device=device),
             device=device,
             teacher=_teacher(wanted, num_classes, preprocess, device),
         )
+        marks = fingerprint(wanted, {"hash": "trial"}, device=device)
+        fit(model, work=work, recipe=wanted, run=run, fingerprint=marks, device=device)
         lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
     counted = [line for line in lines if line["event"] == "epoch"][1:]
     return {
