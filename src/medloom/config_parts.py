@@ -21,12 +21,15 @@ class DataConfig(Part):
     """Which images, whose, and with what labels."""
 
     path: str | None = None
-    source: Literal["auto", "folder", "table", "medmnist", "h5", "masks", "nifti"] = Field(
-        default="auto", description="masks: pictures with masks beside them; nifti: volumes with masks beside them"
+    source: Literal["auto", "folder", "table", "medmnist", "h5", "masks", "nifti", "dicom"] = Field(
+        default="auto", description="masks: pictures, nifti: volumes, with masks beside them; dicom: DICOM alone"
     )
     patient: str = Field(
         default="auto",
-        description="auto | kermany (number with kind) | kermany-number | column:NAME | pattern:REGEX | none",
+        description="auto | kermany (number with kind) | kermany-number | dicom | column:NAME | pattern:REGEX | none",
+    )
+    patient_key: str | None = Field(
+        default=None, description="file with the site's secret, which hashes the patient ids of DICOM files"
     )
     site: str | None = Field(default=None, description="column:NAME | pattern:REGEX with one group")
     image_column: str | None = None
@@ -49,6 +52,12 @@ class DataConfig(Part):
     exclude_limit: Fraction = 0.01
     frames: Literal["refuse", "first", "all"] = "refuse"
     max_megapixels: Annotated[float, Field(gt=0)] = 64.0
+    expect: dict[Literal["modality", "body_part", "view"], tuple[str, ...]] = Field(
+        default={}, description="what DICOM files must be of, where they say, e.g. {modality: [CR, DX]}"
+    )
+    burned_in: Literal["exclude", "keep"] = Field(
+        default="exclude", description="DICOM images that may have text in their pixels; keep once you have looked"
+    )
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.0
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of a test split that is drawn here")
