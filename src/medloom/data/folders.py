@@ -6,13 +6,14 @@ over is counted in the notices, never skipped in silence.
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medloom.config import DataConfig
-from medloom.data.images import FRAMED_SUFFIXES, SUFFIXES, count_frames
+from medloom.data.images import SINGLE_SUFFIXES, SUFFIXES, count_frames
 from medloom.data.labels import SPLIT_NAMES, class_notices, settle
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
@@ -125,7 +126,7 @@ def open_folder(root: Path, config: DataConfig, found: Walk | None = None) -> Da
 
 def frames_of(root: Path, record: Record, config: DataConfig) -> list[Record]:
     """The record itself, or one per frame (``scan.tif#3``) where the recipe reads all frames."""
-    if config.frames != "all" or Path(record.path).suffix.lower() not in FRAMED_SUFFIXES:
+    if config.frames != "all" or Path(record.path).suffix.lower() in SINGLE_SUFFIXES:
         return [record]
     count = count_frames(root / record.path)
     if count == 1:
@@ -134,6 +135,12 @@ def frames_of(root: Path, record: Record, config: DataConfig) -> list[Record]:
         Record(f"{record.id}#{k}", record.path, k, record.labels, split=record.split, covariates=record.covariates)
         for k in range(count)
     ]
+
+
+def left_out_by(config: DataConfig) -> Callable[[str], bool]:
+    """Whether an id stands in ``data.exclude``, as it is or under a shell pattern."""
+    exact, patterns = frozenset(config.exclude), [p for p in config.exclude if set(p) & set("*?[")]
+    return lambda identity: identity in exact or any(fnmatch.fnmatchcase(identity, p) for p in patterns)
 
 
 def listed(paths: Sequence[str], most: int = 3) -> str:

@@ -8,6 +8,7 @@ rotation by the camera's tag ...) is told in ``Image.notes``, so that an audit c
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin,
 
 from medloom.config import DataConfig
 from medloom.data.arrays import array_row
-from medloom.data.modes import merge_equal_channels, to_pixels
+from medloom.data.dicom_stream import has_mark, looks_bare
+from medloom.data.modes import BURNED_IN, merge_equal_channels, to_labels, to_pixels
 from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
 from medloom.data.patches import patch_row
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
 
+Convert = Callable[[Any, bytes, str], tuple[np.ndarray, int, tuple[str, ...]]]
+Expect = Mapping[str, Sequence[str]]
+
 # A suffix only makes a file a candidate; its first bytes decide.
-_SINGLE = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".pgm", ".ppm", ".pnm"))
-FRAMED_SUFFIXES = frozenset((".tif", ".tiff", ".gif", ".png"))
-SUFFIXES = _SINGLE | FRAMED_SUFFIXES
+SINGLE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".pgm", ".ppm", ".pnm"))
+DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
+SUFFIXES = SINGLE_SUFFIXES | DICOM_SUFFIXES | frozenset((".tif", ".tiff", ".gif", ".png"))
 MIN_SIDE = 8
 MAX_ASPECT = 10.0
 
@@ -70,6 +75,7 @@ class Image:
         size_bytes: of the file; of the row for arrays.
         notes: what was done to the pixels, in the fixed phrases of ``medloom.data.modes``.
         quality: sum of the first quantisation table of a JPEG (larger is coarser), 0 elsewhere.
+        instance: hash of the SOP instance UID of a DICOM file, empty elsewhere: no two pictures may share one (M218).
     """
 
     pixels: np.ndarray
@@ -79,37 +85,50 @@ class Image:
     size_bytes: int
     notes: tuple[str, ...] = ()
     quality: int = 0
+    instance: str = ""
 
 
 def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
     """The image of a record: a file below the dataset's root, or a row of an npz or h5 file.
 
     Raises:
-        DataError: as ``decode_file``; D116 when the array no longer holds the row.
+        DataError: as ``decode_file``; D116 when the array no longer holds the row; M216 text in the pixels of a DICOM
+            image, which a model could learn and a report would show.
     """
     if record.index is not None and record.path.endswith(PATCH_SUFFIXES):
         return _from_row(patch_row(dataset.root / record.path, record), record, config, "h5")
     if not dataset.root.is_file():
-        return decode_file(
+        image = decode_file(
             dataset.root / record.path,
             frames=config.frames,
             max_megapixels=config.max_megapixels,
             frame=record.index or 0,
             place=record.id,
+            expect=config.expect,
         )
+        if BURNED_IN in image.notes and config.burned_in == "exclude":
+            told = "text may be burned into the pixels: the file says so, or does not say, and is of a kind that often has"
+            raise DataError("M216", record.id, told, "Look at it; where there is none, set data.burned_in=keep")
+        return image
     return _from_row(array_row(dataset.root, record), record, config, "npz")
 
 
 def _from_row(row: np.ndarray, record: Record, config: DataConfig, file_type: str) -> Image:
-    _check_size(row.shape[1], row.shape[0], record.id, config.max_megapixels)
+    check_size(row.shape[1], row.shape[0], record.id, config.max_megapixels)
     pixels = merge_equal_channels(row)
-    _check_content(pixels, record.id)
+    check_content(pixels, record.id)
     bits = 8 * pixels.dtype.itemsize
     return Image(pixels, bits, "RGB" if row.ndim == 3 else f"I;{bits}" if bits > 8 else "L", file_type, row.nbytes)
 
 
 def decode_file(
-    path: str | Path, *, frames: str = "refuse", max_megapixels: float = 64.0, frame: int = 0, place: str | None = None
+    path: str | Path,
+    *,
+    frames: str = "refuse",
+    max_megapixels: float = 64.0,
+    frame: int = 0,
+    place: str | None = None,
+    expect: Expect | None = None,
 ) -> Image:
     """Decode one file.
 
@@ -117,10 +136,12 @@ def decode_file(
         frames: ``refuse`` a file of several frames, or read its ``first``; with ``all``, number ``frame`` is read.
         max_megapixels: cap on the declared size, checked before decoding.
         place: how errors name the file; its path when left out.
+        expect: what a DICOM file must be of, see ``medloom.data.dicom``.
 
     Raises:
         DataError: D101 empty, D102 not an image, D103 truncated or damaged, D107 colours without a rule, D109 several
-            frames, D110 too many pixels, D111 constant or not finite, D112 tiny or extreme, D114 unreadable.
+            frames, D110 too many pixels, D111 constant or not finite, D112 tiny or extreme, D114 unreadable; M202-M218
+            of DICOM.
     """
     place = str(path) if place is None else place
     try:
@@ -129,41 +150,79 @@ def decode_file(
         raise DataError(
             "D114", place, f"cannot be read ({problem.strerror or problem})", "Correct its permissions or remove it"
         ) from None
-    return _decode_bytes(data, place, frames, max_megapixels, frame)
+    image = _decode_bytes(data, place, frames, max_megapixels, frame, expect=expect)
+    check_content(image.pixels, place)
+    return image
 
 
-def read_image_bytes(data: bytes, name: str, *, frames: str = "refuse", max_megapixels: float = 64.0) -> Image:
+def decode_mask(path: str | Path, *, max_megapixels: float = 64.0, place: str | None = None) -> Image:
+    """Decode a picture whose values are structures: it may be constant, and of a palette the indices count.
+
+    Raises:
+        DataError: as ``decode_file``, but for D111.
+    """
+    place = str(path) if place is None else place
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise DataError("D114", place, f"cannot be read ({problem.strerror or problem})", "Put the mask there") from None
+    return _decode_bytes(data, place, "refuse", max_megapixels, 0, to_labels)
+
+
+def read_image_bytes(
+    data: bytes, name: str, *, frames: str = "refuse", max_megapixels: float = 64.0, expect: Expect | None = None
+) -> Image:
     """Decode an upload; ``name`` is only a label in errors.
 
     Raises:
         DataError: as ``decode_file``.
     """
-    return _decode_bytes(data, name, frames, max_megapixels, 0)
+    image = _decode_bytes(data, name, frames, max_megapixels, 0, expect=expect)
+    check_content(image.pixels, name)
+    return image
 
 
 def count_frames(path: str | Path) -> int:
-    """Frames of a GIF, TIFF or PNG; 1 for whatever cannot be opened (decoding it will say why)."""
+    """Frames of a GIF, TIFF, PNG or DICOM file; 1 for what cannot be opened (decoding it will say why)."""
     try:
         data = Path(path).read_bytes()
-        return int(getattr(_OPENERS[_file_type(data, str(path))](io.BytesIO(data), ""), "n_frames", 1))
+        if (file_type := _file_type(data, str(path))) == "dicom":
+            from medloom.data.dicom import count_dicom_frames
+
+            return count_dicom_frames(data, str(path))
+        return int(getattr(_OPENERS[file_type](io.BytesIO(data), ""), "n_frames", 1))
     except Exception:  # noqa: BLE001 - codecs raise anything
         return 1
 
 
-def _decode_bytes(data: bytes, place: str, frames: str, max_megapixels: float, frame: int) -> Image:
+def _decode_bytes(
+    data: bytes,
+    place: str,
+    frames: str,
+    max_megapixels: float,
+    frame: int,
+    convert: Convert = to_pixels,
+    expect: Expect | None = None,
+) -> Image:
     file_type = _file_type(data, place)
+    if file_type == "dicom":
+        from medloom.data.dicom import read_dicom  # it needs what is defined here
+
+        if convert is not to_pixels:
+            raise DataError("D107", place, "a mask in a DICOM image, whose values a window changes", "Save it as PNG")
+        return read_dicom(data, place, frames=frames, max_megapixels=max_megapixels, frame=frame, expect=expect)
     try:
         handle = _OPENERS[file_type](io.BytesIO(data), "")
-        _check_size(handle.size[0], handle.size[1], place, max_megapixels)
+        check_size(handle.size[0], handle.size[1], place, max_megapixels)
         count = getattr(handle, "n_frames", 1)
         if count > 1 and frames == "refuse":
             raise DataError("D109", place, f"holds {count} frames", "Say --set data.frames=first, or =all")
         if count > 1 and frames == "all":
             handle.seek(frame)
-            _check_size(handle.size[0], handle.size[1], place, max_megapixels)
+            check_size(handle.size[0], handle.size[1], place, max_megapixels)
         mode = handle.mode
         quality = sum(next(iter(handle.quantization.values()), ())) if file_type == "jpeg" else 0
-        pixels, bits, notes = to_pixels(handle, data, file_type)
+        pixels, bits, notes = convert(handle, data, file_type)
     except DataError as problem:
         raise DataError(problem.code, place, problem.problem, problem.remedy) from None
     except MemoryError:
@@ -178,7 +237,6 @@ def _decode_bytes(data: bytes, place: str, frames: str, max_megapixels: float, f
             f"truncated or damaged {file_type.upper()} of {len(data):,} bytes{what}",
             "Copy it again, or list it in data.exclude",
         ) from None
-    _check_content(pixels, place)
     return Image(pixels, bits, mode, file_type, len(data), notes, quality)
 
 
@@ -192,14 +250,14 @@ def _file_type(data: bytes, place: str) -> str:
         return "bmp"
     if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
         return "pnm"
+    if has_mark(data) or looks_bare(data):
+        return "dicom"
     head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
     what = next((f"is {name}" for magic, name in _STRANGERS if head.startswith(magic)), "is no image known here")
-    if data[128:132] == b"DICM":
-        what = "is DICOM, which this source does not read"
     raise DataError("D102", place, f"the content {what}", "Put the image there, or list it in data.exclude")
 
 
-def _check_size(width: int, height: int, place: str, max_megapixels: float) -> None:
+def check_size(width: int, height: int, place: str, max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise DataError(
             "D110",
@@ -217,7 +275,7 @@ def _check_size(width: int, height: int, place: str, max_megapixels: float) -> N
         )
 
 
-def _check_content(pixels: np.ndarray, place: str) -> None:
+def check_content(pixels: np.ndarray, place: str) -> None:
     remedy = "Look at it; remove it or list it in data.exclude"
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = int(pixels.size - np.isfinite(pixels).sum())

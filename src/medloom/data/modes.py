@@ -29,6 +29,7 @@ ONE_BIT = "one bit per pixel"
 UPPER_BYTE = "16-bit colour read at 8 bits"
 ROTATED = "rotated by the EXIF tag"
 INVERTED = "white-is-zero inverted"
+BURNED_IN = "text may be burned into the pixels"
 
 _EXIF_ORIENTATION = 274
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
@@ -58,6 +59,14 @@ def to_pixels(handle: Any, data: bytes, file_type: str) -> tuple[np.ndarray, int
         pixels = orient(pixels, orientation)
         notes.append(ROTATED)
     return pixels, bits, tuple(notes)
+
+
+def to_labels(handle: Any, data: bytes, file_type: str) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """As ``to_pixels``, but of a palette the indices: in a mask they are the structures, and the colours decoration."""
+    if handle.mode != "P":
+        return to_pixels(handle, data, file_type)
+    handle.load()
+    return orient(np.asarray(handle), handle.getexif().get(_EXIF_ORIENTATION, 1)), 8, ()
 
 
 def merge_equal_channels(pixels: np.ndarray) -> np.ndarray:

@@ -89,6 +89,8 @@ def column_rule(name: str) -> Rule:
 def pattern_rule(place: str, pattern: str) -> Rule:
     """The first group (or the whole match) of a pattern searched in the path below the data set's root.
 
+    A pattern that is not found there is tried on the file's name alone, so that ``^`` may stand for either's beginning.
+
     Raises:
         UsageError: U204 not a regular expression.
     """
@@ -98,7 +100,7 @@ def pattern_rule(place: str, pattern: str) -> Rule:
         raise UsageError("U204", place, f"not a regular expression ({problem})", "Write pattern:^(p[0-9]+)_") from None
 
     def rule(path: str, columns: Mapping[str, str]) -> str | None:
-        found = compiled.search(path)
+        found = compiled.search(path) or compiled.search(path.rsplit("/", 1)[-1])
         if found is None:
             return None
         return (found.group(1) if compiled.groups else found.group()) or None

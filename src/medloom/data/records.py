@@ -28,7 +28,9 @@ class Record:
         labels: positions in ``Dataset.classes``; exactly one unless the dataset is multi-label.
         split: ``train``, ``val``, ``test``, or None where the source does not say.
         pixel_hash: SHA-256 of shape, type and decoded pixels, filled by the scan.
-        spacing: millimetres per pixel, row then column (slice first for volumes).
+        mask: file of the mask, relative as ``path``; structures of it stand in ``labels`` once it has been read.
+        spacing: millimetres per pixel, row then column; of volumes along right, anterior, superior.
+        mask_hash: the same of the mask's positions, where masks are what is learnt.
         covariates: further columns (age, sex, view, device ...) as text.
     """
 
@@ -42,12 +44,19 @@ class Record:
     site: str | None = None
     spacing: tuple[float, ...] | None = None
     pixel_hash: str | None = None
+    mask_hash: str | None = None
     covariates: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records of one data set. ``root`` is the folder or the array file that their paths are relative to."""
+    """Records of one data set.
+
+    Attributes:
+        root: the folder or the array file that the paths of the records are relative to.
+        label_values: of data with masks to learn: structure ``classes[k]`` is stored as ``label_values[k]``, the
+            background at position 0. Empty for data whose images have labels.
+    """
 
     name: str
     root: Path
@@ -55,6 +64,7 @@ class Dataset:
     records: tuple[Record, ...]
     multi_label: bool = False
     notices: tuple[str, ...] = ()
+    label_values: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,17 +105,15 @@ class Dataset:
         return "|".join(self.classes[k] for k in record.labels)
 
     def hash(self) -> str:
-        """SHA-256 over what decides a result: ids, pixels, labels, splits, patients, sites."""
-        return sha256_json(
-            {
-                "classes": self.classes,
-                "multi_label": self.multi_label,
-                "records": sorted(
-                    [r.id, r.pixel_hash or "", list(r.labels), r.split or "", r.patient or "", r.site or ""]
-                    for r in self.records
-                ),
-            }
+        """SHA-256 over what decides a result: ids, pixels, labels or masks, splits, patients, sites."""
+        masked = bool(self.label_values)
+        rows = (
+            [r.id, r.pixel_hash or "", list(r.labels), r.split or "", r.patient or "", r.site or ""]
+            + ([r.mask_hash or ""] if masked else [])
+            for r in self.records
         )
+        values = {"classes": self.classes, "multi_label": self.multi_label, "records": sorted(rows)}
+        return sha256_json({**values, "label_values": self.label_values} if masked else values)
 
     def write_csv(self, path: str | Path) -> None:
         """Write the table so that ``read_csv`` gives an equal data set (root and notices apart)."""
@@ -113,7 +121,8 @@ class Dataset:
         out = io.StringIO(newline="")
         # The writer quotes the characters of its own line end only, and a file name may hold a bare carriage return.
         writer = csv.writer(out, lineterminator="\r\n")
-        writer.writerow([*_FIXED, *(f"covariate:{c}" for c in covariates)])
+        masked = bool(self.label_values)
+        writer.writerow([*_FIXED, *(["mask_hash"] if masked else []), *(f"covariate:{c}" for c in covariates)])
         for r in self.records:
             writer.writerow(
                 [
@@ -127,11 +136,14 @@ class Dataset:
                     r.site or "",
                     "" if r.spacing is None else "|".join(repr(s) for s in r.spacing),
                     r.pixel_hash or "",
+                    *([r.mask_hash or ""] if masked else []),
                     *(r.covariates.get(c, "") for c in covariates),
                 ]
             )
-        header = json.dumps({"name": self.name, "classes": self.classes, "multi_label": self.multi_label})
-        write_text(path, f"# medloom records 1 {header}\n{out.getvalue()}")
+        header: dict[str, object] = {"name": self.name, "classes": self.classes, "multi_label": self.multi_label}
+        if masked:
+            header["label_values"] = self.label_values
+        write_text(path, f"# medloom records 1 {json.dumps(header)}\n{out.getvalue()}")
 
 
 def read_csv(path: str | Path, root: str | Path) -> Dataset:
@@ -169,6 +181,7 @@ def read_csv(path: str | Path, root: str | Path) -> Dataset:
                 site=row["site"] or None,
                 spacing=tuple(float(s) for s in row["spacing"].split("|")) if row["spacing"] else None,
                 pixel_hash=row["pixel_hash"] or None,
+                mask_hash=row.get("mask_hash") or None,
                 covariates={
                     key.removeprefix("covariate:"): value
                     for key, value in row.items()
@@ -176,7 +189,8 @@ def read_csv(path: str | Path, root: str | Path) -> Dataset:
                 },
             )
         )
-    return Dataset(head["name"], Path(root), tuple(head["classes"]), tuple(records), head["multi_label"])
+    values = tuple(head.get("label_values", ()))
+    return Dataset(head["name"], Path(root), tuple(head["classes"]), tuple(records), head["multi_label"], (), values)
 
 
-_FIXED = tuple(f.name for f in fields(Record) if f.name != "covariates")
+_FIXED = tuple(f.name for f in fields(Record) if f.name not in ("mask_hash", "covariates"))

@@ -43,19 +43,19 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     """
     table = read_table(path, config.encoding)
     root = path.parent
-    image_column = _find(table, config.image_column, IMAGE_COLUMNS, "data.image_column")
+    image_column = find_column(table, config.image_column, IMAGE_COLUMNS, "data.image_column")
     if image_column is None:
-        raise DataError("D116", path, "no column names the images", _columns_hint(table, "data.image_column"))
+        raise DataError("D116", path, "no column names the images", columns_hint(table, "data.image_column"))
     split_column = None
     if config.split_column != "none":
-        split_column = _find(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
+        split_column = find_column(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
     named = None if config.mask_column == "none" else config.mask_column
-    mask_column = _find(table, named, MASK_COLUMNS, "data.mask_column")
+    mask_column = find_column(table, named, MASK_COLUMNS, "data.mask_column")
     wide = _wide_columns(table, config)
-    label_column = None if wide else _find(table, config.label_column, LABEL_COLUMNS, "data.label_column")
+    label_column = None if wide else find_column(table, config.label_column, LABEL_COLUMNS, "data.label_column")
     if label_column is None and not wide:
-        raise DataError("D116", path, "no column holds the labels", _columns_hint(table, "data.label_column"))
-    paths = _image_paths(table, image_column, root)
+        raise DataError("D116", path, "no column holds the labels", columns_hint(table, "data.label_column"))
+    paths = image_paths(table, image_column, root)
     if wide:
         words = [_wide_words(table, row, wide, config) for row in range(len(table.rows))]
         several = config.multi_label is not False
@@ -67,11 +67,11 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
     rows = [(table.place(k), w) for k, w in enumerate(words) if w is not None]
     classes, settled = settle(rows, config, several)
     positions = iter(settled)
-    splits = [None] * len(paths) if split_column is None else _splits(table, split_column)
-    ignored = _find(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
+    splits = [None] * len(paths) if split_column is None else splits_in(table, split_column)
+    ignored = find_column(table, None, SPLIT_COLUMNS, "") if config.split_column == "none" else None
     masks: list[str | None] = [None] * len(paths)
     if mask_column is not None and config.mask_column != "none":
-        masks = _mask_paths(table, mask_column, root, needed=named is not None)
+        masks = mask_paths(table, mask_column, root, needed=named is not None)
     # A mask is known for the diseased: as a covariate its name would give the answer away.
     spoken_for = (image_column, label_column, split_column, mask_column, ignored, *wide.values())
     covariates = [c for c in table.columns if c not in spoken_for]
@@ -96,7 +96,7 @@ def open_table(path: Path, config: DataConfig) -> Dataset:
         notices.append(f"{left_out} rows were left out by data.rename or data.uncertain")
     if split_column and any(cell.casefold() in TRAIN_AND_VAL for cell in table.column(split_column)):
         notices.append("split 'train_val' was read as train")
-    notices += _files_without_row(root, paths)
+    notices += files_without_row(root, paths)
     name = root.name if path.stem.lower() in ("labels", "table", "metadata", "index", "data") else path.stem
     return Dataset(name, root, classes, tuple(records), several, tuple(notices))
 
@@ -105,28 +105,30 @@ def looks_like_table(path: Path, config: DataConfig) -> bool:
     """Whether it has an image column whose first entry is a file: then it, and not the folders, says what is what."""
     try:
         table = read_table(path, config.encoding)
-        column = _find(table, config.image_column, IMAGE_COLUMNS, "data.image_column")
+        column = find_column(table, config.image_column, IMAGE_COLUMNS, "data.image_column")
         return column is not None and _locate(path.parent, table.column(column)[0])[0] is not None
     except DataError as problem:
         # A table of such a name was meant: let its own error be read.
         return problem.code == "D116" and path.stem.lower() in ("labels", "table")
 
 
-def _find(table: Table, named: str | None, usual: Sequence[str], key: str) -> str | None:
+def find_column(table: Table, named: str | None, usual: Sequence[str], key: str) -> str | None:
     """The column that the recipe names, else the first with a usual name."""
     if named is not None:
         if named not in table.columns:
-            raise DataError("D116", f"{table.path.name}:1", f"there is no column {named!r}", _columns_hint(table, key))
+            raise DataError("D116", f"{table.path.name}:1", f"there is no column {named!r}", columns_hint(table, key))
         return named
     spelled = {c.casefold().replace(" ", "_").replace("-", "_"): c for c in reversed(table.columns)}
     return next((spelled[name] for name in usual if name in spelled), None)
 
 
-def _columns_hint(table: Table, key: str) -> str:
+def columns_hint(table: Table, key: str) -> str:
+    """A remedy that lists the columns."""
     return f"Name it in {key}; the columns are {', '.join(table.columns)}"
 
 
-def _splits(table: Table, column: str) -> list[str | None]:
+def splits_in(table: Table, column: str) -> list[str | None]:
+    """The split of each row; all rows have one, or none."""
     splits = [split_of(cell, table.place(row)) for row, cell in enumerate(table.column(column))]
     if None in splits and any(splits):
         row = splits.index(None)
@@ -160,7 +162,7 @@ def _wide_words(table: Table, row: int, wide: dict[str, str], config: DataConfig
     return tuple(words)
 
 
-def _image_paths(table: Table, column: str, root: Path) -> list[str]:
+def image_paths(table: Table, column: str, root: Path) -> list[str]:
     """Paths below the root, each a regular file, each once."""
     inside: dict[str, bool] = {}
     first: dict[str, int] = {}
@@ -196,7 +198,7 @@ def _image_paths(table: Table, column: str, root: Path) -> list[str]:
     return paths
 
 
-def _mask_paths(table: Table, column: str, root: Path, *, needed: bool) -> list[str | None]:
+def mask_paths(table: Table, column: str, root: Path, *, needed: bool) -> list[str | None]:
     """Masks below the root; a cell may be empty, where none was drawn.
 
     Args:
@@ -234,7 +236,7 @@ def _locate(root: Path, cell: str) -> tuple[str | None, os.stat_result | None]:
     return None, None
 
 
-def _files_without_row(root: Path, paths: Sequence[str]) -> list[str]:
+def files_without_row(root: Path, paths: Sequence[str]) -> list[str]:
     """A notice about images beside those of the table: forgotten rows look just like that."""
     known = set(paths)
     extra = []
