@@ -88,7 +88,7 @@ def test_D114_a_table_that_is_not_there(tmp_path: Path) -> None:
 def test_D116_millimetres_and_pixels_are_not_averaged() -> None:
     values = {m: np.zeros(1) for m in MEASURES}
     cases = [Case("a", None, None, values), Case("b", None, None, values, "pixels", "pixels")]
-    with pytest.raises(DataError, match="D116.*mm and some in pixels"):
+    with pytest.raises(DataError, match=r"D116.*mm and some in pixels"):
         case_table(cases, ("lung",))
 
 

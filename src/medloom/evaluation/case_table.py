@@ -70,7 +70,7 @@ class CaseTable:
 
     def __post_init__(self) -> None:
         shape = (len(self.ids), len(self.structures))
-        odd = [name for name in MEASURES if np.shape(self.values.get(name)) != shape]
+        odd = [name for name in MEASURES if name not in self.values or self.values[name].shape != shape]
         if odd or {len(self.patients), len(self.sites)} != {shape[0]}:
             raise ValueError(f"{shape} cases and structures, but {', '.join(odd) or 'other patients or sites'}")
         if len(set(self.ids)) < len(self.ids):
