@@ -1,8 +1,8 @@
 """Pixel data of a DICOM file to samples, for the transfer syntaxes of docs/dicom.md; every other is refused by name.
 
-Uncompressed pixels need no package. Compressed ones are decoded by pydicom's plugins, one chosen plugin per syntax where
-two could round differently, and only after the codestream's own header was held against the file's: a decoder given
-other sizes than it was told returns other pixels, not an error.
+Uncompressed pixels need no package. Compressed ones are decoded by pydicom's plugins, a chosen one per syntax where two
+could round differently, and only after the codestream's own header was held against the file's: a decoder given other
+sizes than it was told returns other pixels, not an error.
 
 Reference: DICOM PS3.5 sections 8.2 and annexes A, G; ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 annex A (JPEG 2000).
 """
@@ -274,7 +274,9 @@ def _called(
     try:
         array, told = decoder.as_array(data, index=0, validate=False, decoding_plugin=plugin, **options)
     except MemoryError:
-        raise DataError("D110", header.place, "too large for this machine's memory", "Lower data.max_megapixels") from None
+        raise DataError(
+            "D110", header.place, "too large for this machine's memory", "Lower data.max_megapixels"
+        ) from None
     except Exception:  # noqa: BLE001 - ten kinds were seen
         raise DataError("M211", header.place, f"{codec.name} data that cannot be decoded", _COPY) from None
     shape = (fmt.rows, fmt.columns) if fmt.samples == 1 else (fmt.rows, fmt.columns, 3)

@@ -156,18 +156,20 @@ def pixel_format(header: Header) -> PixelFormat:
         raise DataError("M206", header.place, f"{_what(header)}, without the pixels of an image", "Leave it out")
     photometric = header.text(0x00280004)
     given = {tag: header.short(tag) for tag in _SHORT_TAGS}
-    samples, planar, rows, columns, allocated, stored, high, signed = given.values()
-    if None in (samples, rows, columns, allocated, stored, high, signed) or not photometric:
+    planar = given.pop(0x00280006)
+    numbers = [value for value in given.values() if value is not None]
+    if len(numbers) < len(given) or not photometric:
         raise DataError("M209", header.place, "a number of the pixel format is missing", _REPAIR)
-    assert samples and high is not None and allocated is not None and stored is not None
-    assert rows is not None and columns is not None
+    samples, rows, columns, allocated, stored, high, signed = numbers
     if not rows or not columns:
         raise DataError("M207", header.place, f"declares {rows} rows and {columns} columns", _REPAIR)
     frames = header.numbers(0x00280008) or (1.0,)
     if len(frames) != 1 or frames[0] != int(frames[0]) or frames[0] < 1:
         raise header.broken(0x00280008, "is no number of frames")
     if frames[0] > MAX_FRAMES:
-        raise DataError("M205", header.place, f"declares {frames[0]:.0f} frames, more than {MAX_FRAMES}", "Leave it out")
+        raise DataError(
+            "M205", header.place, f"declares {frames[0]:.0f} frames, more than {MAX_FRAMES}", "Leave it out"
+        )
     told = f"{samples} samples of {stored} bits in {allocated}, the highest bit {high}"
     if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
         raise DataError("M209", header.place, f"pixels that cannot be: {told}", _REPAIR)
@@ -175,7 +177,9 @@ def pixel_format(header: Header) -> PixelFormat:
     if not known or samples != (3 if photometric in COLOUR else 1):
         raise DataError("M209", header.place, f"{told}, in colours that do not fit", _REPAIR)
     if samples == 3 and (planar not in (0, 1) or (allocated, stored, signed) != (8, 8, 0)):
-        raise DataError("M209", header.place, f"colour other than of 8 bits: {told}", "Export it with 8 bits per colour")
+        raise DataError(
+            "M209", header.place, f"colour other than of 8 bits: {told}", "Export it with 8 bits per colour"
+        )
     if photometric == PALETTE and signed:
         raise DataError("M210", header.place, "a palette with negative indices", _REPAIR)
     return PixelFormat(
@@ -198,7 +202,7 @@ def check_expected(header: Header, expect: Mapping[str, Sequence[str]]) -> None:
 
 
 def may_show_text(header: Header) -> bool:
-    """Whether text could be burned into the pixels: the file says so, or is of a kind that must say and does not (M216)."""
+    """Whether text could be burned in (M216): the file says so, or is of a kind that often has it and is silent."""
     said = header.text(0x00280301).upper()
     kinds = {header.text(0x00080060).upper(), header.text(0x00080064).upper()}
     often = bool(kinds & set(_OFTEN_BURNED)) or header.text(0x00080016).startswith(_SECONDARY_CAPTURE)

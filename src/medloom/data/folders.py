@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medloom.config import DataConfig
-from medloom.data.images import SINGLE_SUFFIXES, SUFFIXES, count_frames
+from medloom.data.formats import SINGLE_SUFFIXES, is_candidate
+from medloom.data.images import count_frames
 from medloom.data.labels import SPLIT_NAMES, class_notices, settle
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
@@ -74,7 +75,7 @@ def walk(root: Path) -> Walk:
             elif entry.is_dir(follow_symlinks=False):
                 found.folders.append(relative)
                 pending.append((f"{relative}/", Path(entry.path)))
-            elif entry.is_file(follow_symlinks=False) and os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+            elif entry.is_file(follow_symlinks=False) and is_candidate(entry.path):
                 found.images.append(relative)
             else:  # pipes and devices too: opening one may never return
                 found.others.append(relative)

@@ -18,7 +18,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin,
 
 from medloom.config import DataConfig
 from medloom.data.arrays import array_row
-from medloom.data.dicom_stream import has_mark, looks_bare
+from medloom.data.formats import file_type_of
 from medloom.data.modes import BURNED_IN, merge_equal_channels, to_labels, to_pixels
 from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
 from medloom.data.patches import patch_row
@@ -28,10 +28,6 @@ from medloom.errors import DataError
 Convert = Callable[[Any, bytes, str], tuple[np.ndarray, int, tuple[str, ...]]]
 Expect = Mapping[str, Sequence[str]]
 
-# A suffix only makes a file a candidate; its first bytes decide.
-SINGLE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".pgm", ".ppm", ".pnm"))
-DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
-SUFFIXES = SINGLE_SUFFIXES | DICOM_SUFFIXES | frozenset((".tif", ".tiff", ".gif", ".png"))
 MIN_SIDE = 8
 MAX_ASPECT = 10.0
 
@@ -44,23 +40,6 @@ _OPENERS: dict[str, Any] = {
     "bmp": BmpImagePlugin.BmpImageFile,
     "pnm": PpmImagePlugin.PpmImageFile,
 }
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-)
-_STRANGERS = (
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"%PDF", "a PDF"),
-    (b"<", "HTML or XML text"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"RIFF", "a WebP image or other RIFF data"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-)
 
 
 @dataclass(frozen=True)
@@ -107,7 +86,9 @@ def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
             expect=config.expect,
         )
         if BURNED_IN in image.notes and config.burned_in == "exclude":
-            told = "text may be burned into the pixels: the file says so, or does not say, and is of a kind that often has"
+            told = (
+                "text may be burned into the pixels: the file says so, or does not say, and is of a kind that often has"
+            )
             raise DataError("M216", record.id, told, "Look at it; where there is none, set data.burned_in=keep")
         return image
     return _from_row(array_row(dataset.root, record), record, config, "npz")
@@ -165,7 +146,9 @@ def decode_mask(path: str | Path, *, max_megapixels: float = 64.0, place: str | 
     try:
         data = Path(path).read_bytes()
     except OSError as problem:
-        raise DataError("D114", place, f"cannot be read ({problem.strerror or problem})", "Put the mask there") from None
+        raise DataError(
+            "D114", place, f"cannot be read ({problem.strerror or problem})", "Put the mask there"
+        ) from None
     return _decode_bytes(data, place, "refuse", max_megapixels, 0, to_labels)
 
 
@@ -186,7 +169,7 @@ def count_frames(path: str | Path) -> int:
     """Frames of a GIF, TIFF, PNG or DICOM file; 1 for what cannot be opened (decoding it will say why)."""
     try:
         data = Path(path).read_bytes()
-        if (file_type := _file_type(data, str(path))) == "dicom":
+        if (file_type := file_type_of(data, str(path))) == "dicom":
             from medloom.data.dicom import count_dicom_frames
 
             return count_dicom_frames(data, str(path))
@@ -204,7 +187,7 @@ def _decode_bytes(
     convert: Convert = to_pixels,
     expect: Expect | None = None,
 ) -> Image:
-    file_type = _file_type(data, place)
+    file_type = file_type_of(data, place)
     if file_type == "dicom":
         from medloom.data.dicom import read_dicom  # it needs what is defined here
 
@@ -238,23 +221,6 @@ def _decode_bytes(
             "Copy it again, or list it in data.exclude",
         ) from None
     return Image(pixels, bits, mode, file_type, len(data), notes, quality)
-
-
-def _file_type(data: bytes, place: str) -> str:
-    if not data:
-        raise DataError("D101", place, "the file has zero bytes", "Copy it again, or list it in data.exclude")
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data.startswith(b"BM") and data[6:10] == b"\0\0\0\0":
-        return "bmp"
-    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
-        return "pnm"
-    if has_mark(data) or looks_bare(data):
-        return "dicom"
-    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
-    what = next((f"is {name}" for magic, name in _STRANGERS if head.startswith(magic)), "is no image known here")
-    raise DataError("D102", place, f"the content {what}", "Put the image there, or list it in data.exclude")
 
 
 def check_size(width: int, height: int, place: str, max_megapixels: float) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from medloom.config import DataConfig
 from medloom.data.folders import Walk, left_out_by, listed
-from medloom.data.images import SUFFIXES as IMAGE_SUFFIXES
+from medloom.data.formats import SUFFIXES as IMAGE_SUFFIXES
 from medloom.data.labels import SPLIT_NAMES
 from medloom.data.records import Dataset, Record
 from medloom.data.structures import settle_structures

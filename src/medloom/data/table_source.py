@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medloom.config import DataConfig
 from medloom.data.folders import frames_of, listed
-from medloom.data.images import SUFFIXES as IMAGE_SUFFIXES
+from medloom.data.formats import SUFFIXES as IMAGE_SUFFIXES
 from medloom.data.labels import TRAIN_AND_VAL, UNCERTAIN, Words, class_notices, settle, split_of, tidy
 from medloom.data.records import Dataset, Record
 from medloom.data.tables import Table, read_table

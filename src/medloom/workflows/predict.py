@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from medloom.data.images import SUFFIXES
+from medloom.data.formats import SUFFIXES
 from medloom.deployment.bundle import Bundle, load
 from medloom.deployment.runtime import Prediction
 from medloom.errors import DataError, UsageError
