@@ -18,9 +18,11 @@ from medloom.data.leakage import (
     leakage_parts,
     merges_validation,
     near_copies,
+    shared_instances,
     shared_patients,
     smallest_class,
 )
+from medloom.data.mask_audit import mask_findings
 from medloom.data.modes import CMYK, UPPER_BYTE
 from medloom.data.records import Dataset
 from medloom.data.scan import Exclusion, Scan
@@ -29,6 +31,7 @@ from medloom.data.summary import NO_SPLIT, counts_of, summary_of
 from medloom.errors import DataError
 
 MIN_TEST_POSITIVES, MIN_TEST_PATIENTS = 10, 30
+_LIMIT = ", or raise data.exclude_limit"
 _NOTICE_CODE = re.compile(r"\[(\w+)\] (.*)", re.DOTALL)
 
 
@@ -70,11 +73,13 @@ def audit(scan: Scan, config: DataConfig) -> Audit:
     parts = leakage_parts(dataset, config)
     findings = [
         *_exclusions(scan, config),
-        *_classes(dataset),
+        *(mask_findings(scan) if scan.cases else _classes(dataset)),
+        *_few_patients(dataset),
         *_splits(dataset, config),
         *exact_copies(dataset, parts),
-        *near_copies(dataset, scan.images, parts, config),
+        *_near_copies(scan, parts, config),
         *shared_patients(dataset, parts),
+        *shared_instances(dataset, scan.images),
         *shortcuts(dataset, scan.images),
         *_conversions(scan),
         *_notices(dataset),
@@ -105,7 +110,8 @@ def gate(found: Audit, accept: Collection[str] = ()) -> None:
 
 
 def _exclusions(scan: Scan, config: DataConfig) -> list[Finding]:
-    """D101-D112: one finding per code; all refuse once their share passes the limit, D114 always does."""
+    """D101-D112: one finding per code; all refuse once their share passes the limit, D114 and the N-codes always do: a
+    mask that does not fit its image is a mistake in the data, and not a broken file."""
     total = len(scan.dataset) + len(scan.excluded)
     share = len(scan.excluded) / total
     over = share > config.exclude_limit
@@ -113,11 +119,11 @@ def _exclusions(scan: Scan, config: DataConfig) -> list[Finding]:
     findings = []
     for code, count in sorted(Counter(e.code for e in scan.excluded).items()):
         own = [e for e in scan.excluded if e.code == code]
-        severity: Severity = "refuse" if over or code == "D114" else "warn"
+        severity: Severity = "refuse" if over or code == "D114" or code[0] == "N" else "warn"
         title = f"{count} images excluded: {own[0].problem}" + (f" ({limit})" if over else "")
         findings.append(
             Finding(code, severity, title, count, tuple(f"{e.id}: {e.problem}" for e in own[:MOST_EXAMPLES]),
-                    "Repair the files, list them in data.exclude, or raise data.exclude_limit")
+                    "Repair the files or list them in data.exclude" + ("" if code[0] == "N" else _LIMIT))
         )  # fmt: skip
     return findings
 
@@ -142,7 +148,14 @@ def _classes(dataset: Dataset) -> list[Finding]:
             title = f"too few images in {split} to judge: " + ", ".join(f"{n} of {name}" for name, n in few.items())
             remedy = "Their metrics will be loose, or not estimable where there is none; add images"
             findings.append(Finding("D122", "warn", title, len(few), (), remedy))
-    return findings + _few_patients(dataset)
+    return findings
+
+
+def _near_copies(scan: Scan, parts: list[str | None], config: DataConfig) -> list[Finding]:
+    """Of pictures alone: slices through the same organ of two people look alike by nature."""
+    if scan.cases and scan.cases[0].spacing is not None:
+        return []
+    return near_copies(scan.dataset, scan.images, parts, config)
 
 
 def _few_patients(dataset: Dataset) -> list[Finding]:

@@ -54,6 +54,20 @@ def smallest_class(dataset: Dataset, splits: Sequence[str]) -> int:
     return chosen(counts[k] for k in range(len(dataset.classes)))
 
 
+def shared_instances(dataset: Dataset, images: Sequence[ImageFacts]) -> list[Finding]:
+    """M218 different pixels under one SOP instance UID: one of the DICOM files was changed, or its UID was."""
+    files: dict[str, dict[str, list[str | None]]] = defaultdict(lambda: defaultdict(list))
+    for record, facts in zip(dataset.records, images):
+        if facts.instance:
+            files[facts.instance][record.path].append(record.pixel_hash)
+    torn = [own for own in files.values() if len({tuple(hashes) for hashes in own.values()}) > 1]
+    if not torn:
+        return []
+    examples = tuple(" and ".join(sorted(own)[:3]) for own in torn[:MOST_EXAMPLES])
+    title = f"{len(torn)} SOP instance UIDs stand in files with different pixels"
+    return [Finding("M218", "refuse", title, len(torn), examples, "Export them again, or keep the right one of each")]
+
+
 def exact_copies(dataset: Dataset, parts: Sequence[str | None]) -> list[Finding]:
     """D117 equal pixels in several parts (refuse) or within one (note); D121 equal pixels, different labels."""
     groups = defaultdict(list)
@@ -77,7 +91,9 @@ def exact_copies(dataset: Dataset, parts: Sequence[str | None]) -> list[Finding]
                 Finding("D117", "note", f"{extra} extra copies of {len(within)} images within {part}", extra,
                         _examples(dataset, within), "They count as more than one image; remove them if that matters")
             )  # fmt: skip
-    torn = [rows for rows in copies if len({dataset.records[k].labels for k in rows}) > 1]
+    torn = [
+        rows for rows in copies if len({(dataset.records[k].labels, dataset.records[k].mask_hash) for k in rows}) > 1
+    ]
     if torn:
         examples = tuple(
             " = ".join(

@@ -172,7 +172,9 @@ def _read(file: BinaryIO | gzip.GzipFile, size: int, most: int, place: str, pref
         array = (array * np.float64(header.slope) + header.inter).astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = array.size - int(np.isfinite(array).sum())
-        raise DataError("D111", place, f"{bad:,} voxels are NaN or infinite", "Replace them, or list it in data.exclude")
+        raise DataError(
+            "D111", place, f"{bad:,} voxels are NaN or infinite", "Replace them, or list it in data.exclude"
+        )
     return array, header
 
 

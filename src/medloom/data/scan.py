@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -22,6 +22,9 @@ from medloom.data.images import Image, decode
 from medloom.data.neighbours import perceptual_hash
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
+
+if TYPE_CHECKING:
+    from medloom.data.mask_scan import CaseFacts
 
 Progress = Callable[[int, int], object]
 Item = TypeVar("Item")
@@ -40,6 +43,7 @@ class ImageFacts:
         bits: as ``Image.bits``; ``used_bits`` is what the brightest pixel of an image of over 8 bits needs, else 8.
         mean, std: of the pixels, on the scale 0..1 of the bit depth; as stored for floats.
         phash: eight 64-bit numbers, see ``neighbours``.
+        instance: as ``Image.instance``.
     """
 
     height: int
@@ -54,6 +58,7 @@ class ImageFacts:
     mean: float
     std: float
     phash: tuple[int, ...]
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +72,38 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Scan:
-    """``dataset`` holds the usable records with their pixel hashes; ``images`` is aligned with them."""
+    """``dataset`` holds the usable records with their pixel hashes; ``images``, and ``cases`` where there are masks to
+    learn, are aligned with them."""
 
     dataset: Dataset
     images: tuple[ImageFacts, ...]
     excluded: tuple[Exclusion, ...]
+    cases: tuple[CaseFacts, ...] = ()
 
 
-def scan(dataset: Dataset, config: DataConfig, *, workers: int | None = None, progress: Progress | None = None) -> Scan:
-    """Decode all images of a data set.
+def scan(
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    prefer: str = "refuse",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Decode all images of a data set, and its masks where they are to be learnt (see ``mask_scan``).
 
     Args:
+        prefer: of volumes, which place of a NIfTI file counts where its two differ.
         workers: threads; 0 and 1 work in the caller's, None takes one per core that this process may use.
         progress: called with images done and images in all.
 
     Raises:
         DataError: D115 when no image is usable, D127 when nothing comes back for two minutes (a hanging drive).
     """
+
+    if dataset.label_values:
+        from medloom.data.mask_scan import scan_masks
+
+        return scan_masks(dataset, config, prefer=prefer, workers=workers, progress=progress)
 
     def look(record: Record) -> tuple[str, ImageFacts] | Exclusion:
         try:
@@ -148,6 +168,7 @@ def facts_of(image: Image) -> ImageFacts:
         mean=mean,
         std=std,
         phash=perceptual_hash(small_picture(grey)),
+        instance=image.instance,
     )
 
 

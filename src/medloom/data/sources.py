@@ -7,6 +7,8 @@ from pathlib import Path
 
 from medloom.config import DataConfig
 from medloom.data.arrays import open_npz
+from medloom.data.dicom_source import RULE as BY_TAG
+from medloom.data.dicom_source import all_dicom, assign_dicom_patients, only_dicom
 from medloom.data.folders import left_out_by, open_folder, walk
 from medloom.data.mask_sources import has_mask_folders, holds_masks, open_mask_folder, open_mask_table
 from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
@@ -40,18 +42,22 @@ def open_dataset(path: str | Path, config: DataConfig) -> Dataset:
         reason = getattr(problem, "strerror", None) or "a loop of links"
         raise DataError("D114", path, f"cannot be read ({reason})", "Give a folder, a table, or an npz file") from None
     dataset = _open_file(root, config) if is_file else _open_directory(root, config)
-    dataset = _without_excluded(dataset, config)
+    dataset = _without_excluded(only_dicom(dataset) if config.source == "dicom" else dataset, config)
     if not dataset.records:
         raise DataError("D115", path, "no image is left", "Look at data.exclude and data.rename")
-    records = assign_sites(assign_patients(dataset.records, config.patient), config.site)
-    return dataset.with_records(records)
+    if config.patient != BY_TAG:
+        dataset = dataset.with_records(assign_patients(dataset.records, config.patient))
+    unknown = all(record.patient is None for record in dataset.records)
+    if config.patient == BY_TAG or (config.patient == "auto" and unknown and all_dicom(dataset)):
+        dataset = assign_dicom_patients(dataset, config)
+    return dataset.with_records(assign_sites(dataset.records, config.site))
 
 
 def _open_file(path: Path, config: DataConfig) -> Dataset:
     suffix = path.suffix.lower()
     if config.source == "medmnist" or (config.source == "auto" and suffix == ".npz"):
         return open_npz(path, config)
-    if config.source in ("table", *_MASKED) or (config.source == "auto" and suffix in TABLE_SUFFIXES):
+    if config.source in ("table", "dicom", *_MASKED) or (config.source == "auto" and suffix in TABLE_SUFFIXES):
         return _open_table(path, config)
     if suffix in PATCH_SUFFIXES:
         raise DataError("D116", path, "an h5 file holds patches or labels, not both", "Give the folder of both")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medloom.data.mask_audit import mask_summary
 from medloom.data.records import Dataset
 from medloom.data.scan import ImageFacts, Scan
 
@@ -15,13 +16,16 @@ NO_SPLIT = "no split"
 
 
 def counts_of(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Images per split and class; of several labels, positives per class. Splits in the usual order."""
+    """Images per split and class; of several labels, positives per class; of masks, those that hold the structure
+    (the background is in all). Splits in the usual order."""
     counts: dict[str, dict[str, int]] = {}
     for split in (*dataset.splits, None):
         records = [r for r in dataset.records if r.split == split]
         if records:
             found = Counter(k for r in records for k in r.labels)
-            counts[split or NO_SPLIT] = {name: found[k] for k, name in enumerate(dataset.classes)}
+            counts[split or NO_SPLIT] = {
+                name: found[k] for k, name in enumerate(dataset.classes) if k or not dataset.label_values
+            }
     return counts
 
 
@@ -53,7 +57,7 @@ def summary_of(scan: Scan) -> dict[str, Any]:
         "file_types": dict(Counter(image.file_type for image in images)),
         "modes": dict(Counter(image.mode for image in images)),
         "conversions": dict(Counter(note for image in images for note in image.notes)),
-        "brightness": _brightness(dataset, images),
+        **({"brightness": _brightness(dataset, images)} if not scan.cases else mask_summary(scan)),
     }
 
 

@@ -64,8 +64,12 @@ class VolumePreprocess:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles are {self.percentiles!r}, not two rising numbers in 0 to 100")
-        if (self.intensity == "window") != (self.window is not None) or (self.window and self.window[0] >= self.window[1]):
-            raise ValueError(f"intensity is {self.intensity} and window {self.window!r}: a window has two rising values")
+        if (self.intensity == "window") != (self.window is not None) or (
+            self.window and self.window[0] >= self.window[1]
+        ):
+            raise ValueError(
+                f"intensity is {self.intensity} and window {self.window!r}: a window has two rising values"
+            )
         if len(self.mean) != len(self.std) or len(self.mean) > 1:
             raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations for one channel")
         if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.std):

@@ -10,7 +10,7 @@ import numpy as np
 
 from medloom.files import write_text
 from medloom.reporting import plots
-from medloom.reporting.file_facts import brightness, file_facts
+from medloom.reporting.file_facts import brightness, file_facts, structures
 from medloom.reporting.page import picture, render
 from medloom.reporting.sections_run import exclusions, findings
 from medloom.reporting.wording import NOT_A_DEVICE, SPLITS, grouped, plural
@@ -53,6 +53,9 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
     if summary.get("multi_label"):
         none = summary.get("unlabelled") or 0
         what = f"{plural(total, 'image')}, {plural(len(classes), 'label')}; {grouped(none)} images have none of them. "
+    if masks := structures(summary):
+        kinds, empty = plural(len(masks) - 1, "structure"), summary.get("empty_masks") or 0
+        what = f"{plural(total, 'image')} with masks of {kinds}; {grouped(empty) if empty else 'none'} of them empty. "
     if refused:
         what += f"Training would refuse these data for {plural(len(refused), 'reason')}: "
         what += ", ".join(dict.fromkeys(r["code"] for r in refused)) + "."
@@ -73,6 +76,7 @@ def audit_html(audit: Mapping[str, Any], samples: Sequence[tuple[str, np.ndarray
         ],
         upright=len(classes) > MOST_ACROSS,
         counts_note="An image with several labels is counted under each." if summary.get("multi_label") else "",
+        structures=masks,
         rows=rows,
         exclusions=exclusions(audit),
         files=file_facts(summary),

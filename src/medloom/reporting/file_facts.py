@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medloom.reporting.contours import COLOURS
 from medloom.reporting.wording import SPLITS, grouped
 
 _MOST = 5
@@ -28,11 +29,18 @@ def file_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("unlabelled"):
         rows.append(("Without label", grouped(summary["unlabelled"])))
     rows += _pixels(summary)
+    rows += _grid(summary)
     size = summary.get("size_bytes")
     if size:
         low, middle, high = (f"{size[k] / 1000:,.1f}".replace(",", "\u202f") for k in ("min", "median", "max"))
         rows.append(("File size", f"{low} to {high} kB, median {middle} kB"))
-    for key, term in (("bits", "Bits per pixel"), ("file_types", "File types"), ("modes", "Colour modes")):
+    for key, term in (
+        ("bits", "Bits per pixel"),
+        ("file_types", "File types"),
+        ("modes", "Colour modes"),
+        ("stored", "Voxels stored as"),
+        ("orientations", "Orientations of the files"),
+    ):
         if summary.get(key):
             rows.append((term, _counted(summary[key])))
     if summary.get("conversions"):
@@ -60,6 +68,46 @@ def _pixels(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             if values:
                 rows.append((key.capitalize(), f"{values['min']:g} to {values['max']:g}, median {values['median']:g}"))
     return rows
+
+
+def structures(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Of data with masks: every structure, in how many masks it is, and how large."""
+    unit = summary.get("size_unit") or "pixels"
+    rows = []
+    for position, each in enumerate(summary.get("structures") or []):
+        size = each["size"]
+        shown = "none" if size is None else f"{_length(size['min'])} to {_length(size['max'])} {unit}"
+        rows.append(
+            {
+                "name": str(each["name"]),
+                "value": str(each["value"]),
+                "cases": grouped(each["cases"]),
+                "share": f"{100 * each['share']:.3g} %",
+                "median": "" if size is None else f"{_length(size['median'])} {unit}",
+                "range": shown,
+                "colour": "#{:02x}{:02x}{:02x}".format(*COLOURS[(position - 1) % len(COLOURS)]) if position else "",
+            }
+        )
+    return rows
+
+
+def _grid(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Voxels and spacing of volumes, per axis."""
+    if not summary.get("spacing"):
+        return []
+    rows = []
+    for key, term, unit in (("voxels", "Voxels", ""), ("spacing", "Spacing", " mm")):
+        shown = " × ".join(
+            f"{_length(r['min'])} to {_length(r['max'])}" if r["max"] > r["min"] else _length(r["min"])
+            for r in summary[key]
+        )
+        median = " × ".join(_length(r["median"]) for r in summary[key])
+        rows.append((f"{term}, right × anterior × superior", f"{shown}{unit}, median {median}{unit}"))
+    return rows
+
+
+def _length(value: float) -> str:
+    return grouped(round(value)) if value >= 1000 else f"{value:.4g}"
 
 
 def _counted(values: Mapping[str, int]) -> str:

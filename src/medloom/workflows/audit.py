@@ -37,39 +37,41 @@ def audit(
             several splits (D118).
     """
     keys = tuple(o if o.startswith("data.") else f"data.{o}" for o in overrides)
-    config = load_recipe(recipe if recipe is not None else {}, keys).data
-    scan, found = examine(path, config, quiet=quiet)
+    asked = load_recipe(recipe if recipe is not None else {}, keys)
+    config = asked.data
+    scan, found = examine(path, config, prefer=asked.volume.prefer, quiet=quiet)
     values: dict[str, Any] = found.as_dict()
     refused = found.refusals(config.accept)
     lines = _text(found, [f.code for f in refused])
     if out is not None:
-        page = write_audit(scan, found, config, Path(out))
+        page = write_audit(scan, found, config, Path(out), asked.volume.prefer)
         values["page"] = page
         lines.append(f"open {page}")
     near = any(f.code == "D118" and f.severity == "warn" for f in found.findings) and "D118" not in config.accept
     return Outcome(values, tuple(lines), 3 if strict and (refused or near) else 0)
 
 
-def examine(path: str | Path, config: DataConfig, *, quiet: bool = True) -> tuple[Scan, Audit]:
-    """Open, decode once, and audit."""
+def examine(path: str | Path, config: DataConfig, *, prefer: str = "refuse", quiet: bool = True) -> tuple[Scan, Audit]:
+    """Open, decode once, and audit; ``prefer`` as in ``VolumeConfig``."""
     from medloom.data.audit import audit as audit_scan
     from medloom.data.scan import scan
     from medloom.data.sources import open_dataset
 
     dataset = open_dataset(path, config)
     with Progress("reading images", quiet=quiet) as step:
-        scanned = scan(dataset, config, progress=step)
+        scanned = scan(dataset, config, prefer=prefer, progress=step)
     return scanned, audit_scan(scanned, config)
 
 
-def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path) -> Path:
+def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path, prefer: str = "refuse") -> Path:
     """Write audit.json and audit.html into ``out``; returns the page."""
     from medloom.reporting.audit_page import write_audit_page
 
     make_folder(out)
     write_json(out / "audit.json", found.as_dict())
     page = out / "audit.html"
-    write_audit_page(found.as_dict(), samples(scan, config), page)
+    drawn = outlined_samples(scan, config, prefer) if scan.cases else samples(scan, config)
+    write_audit_page(found.as_dict(), drawn, page)
     return page
 
 
@@ -95,6 +97,37 @@ def samples(scan: Scan, config: DataConfig) -> list[tuple[str, np.ndarray]]:
             pixels = picture.to_uint8(decode(dataset, of_class[k], config))
             chosen.append((f"{name}: {of_class[k].id}", pixels[:, :, 0]))
     return chosen
+
+
+def outlined_samples(scan: Scan, config: DataConfig, prefer: str = "refuse") -> list[tuple[str, np.ndarray]]:
+    """Some images with the outlines of their masks, evenly over each site; of volumes the axial slice through most of
+    the structures."""
+    from medloom.data.label_maps import picture_labels, volume_labels
+    from medloom.data.mask_scan import middle_slice, read_case, to_grey
+    from medloom.data.scan import grey_picture
+    from medloom.data.volumes import Volume, canonical
+    from medloom.reporting.contours import outlined
+
+    dataset, drawn = scan.dataset, []
+    facts = {record.id: case for record, case in zip(dataset.records, scan.cases)}
+    for site in sorted({r.site or "" for r in dataset.records}):
+        own = [r for r in dataset.records if (r.site or "") == site]
+        for k in np.linspace(0, len(own) - 1, min(2 * SAMPLES_PER_CLASS, len(own))).astype(int):
+            record = own[k]
+            case = read_case(dataset, record, config, prefer)
+            if isinstance(case, Volume):
+                positions = canonical(volume_labels(dataset, record, case, prefer)).array
+                best = int((positions > 0).sum(axis=(0, 1)).argmax()) if positions.any() else None
+                low, _, high, _, _ = facts[record.id].whole
+                grey = to_grey(middle_slice(canonical(case).array, best), low, high)
+                mask = middle_slice(positions, best)
+            else:
+                mask = picture_labels(dataset, record, facts[record.id].shape, config.max_megapixels)
+                picture = grey_picture(case.pixels)
+                low, _, high, _, _ = facts[record.id].whole
+                grey = np.asarray(picture) if picture.mode == "L" else to_grey(np.asarray(picture), low, high)
+            drawn.append((f"{site or 'all'}: {record.id}", outlined(grey, mask)))
+    return drawn
 
 
 def _text(found: Audit, refused: list[str]) -> list[str]:
