@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medloom.deployment.sliding import (
+from medloom.data.sliding import (
     count_windows,
     mirrored,
     slab_axis,
@@ -90,7 +90,7 @@ def test_slabs_come_in_order_without_gaps_and_are_the_callers() -> None:
 
 
 def test_no_more_than_a_window_and_a_slab_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    import medloom.deployment.sliding as module
+    import medloom.data.sliding as module
 
     made = []
     monkeypatch.setattr(module.np, "zeros", lambda shape, dtype: made.append(shape) or np.full(shape, 0, dtype))
