@@ -66,6 +66,11 @@ class DataConfig(Part):
     accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")
     _gates = field_validator("accept")(check_accept)
 
+    def decoding(self) -> dict[str, Any]:
+        """How files are decoded, as the bundle keeps it."""
+        expect = {name: list(words) for name, words in self.expect.items()}
+        return {"frames": self.frames, "max_megapixels": self.max_megapixels, "expect": expect}
+
 
 class PreprocessConfig(Part):
     """Array to model input; becomes the frozen ``Preprocess`` of the bundle."""

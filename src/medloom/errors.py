@@ -11,6 +11,8 @@ from collections.abc import Sequence
 # What --accept may name: the audit's refusals (of files: to train without them), D124, and a changed recipe (T411).
 GATES = (
     *("D101", "D102", "D103", "D105", "D106", "D107", "D109", "D110", "D111", "D112", "D114", "D115"),
+    *("M202", "M203", "M204", "M205", "M206", "M207", "M208", "M209", "M210"),
+    *("M211", "M212", "M213", "M214", "M215", "M216", "M217", "M218"),
     *("D117", "D118", "D119", "D120", "D121", "D124", "T411"),
 )
 

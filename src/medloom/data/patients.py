@@ -122,7 +122,7 @@ def _written_rule(place: str, rule: str, records: Sequence[Record]) -> Rule:
         "U204",
         place,
         f"unknown rule {rule!r}",
-        "Write auto, kermany, kermany-number, column:NAME, pattern:REGEX or none",
+        "Write auto, kermany, kermany-number, dicom, column:NAME, pattern:REGEX or none",
     )
 
 

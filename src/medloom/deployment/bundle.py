@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from medloom.data.dicom_header import EXPECTABLE
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.bundle_document import (
     EDITED,
@@ -119,7 +120,8 @@ def write_bundle(
         task: ``binary`` (the last class is positive), ``multi_class`` or ``multi_label``.
         operating_point: content of operating_point.json; None where none was chosen.
         onnx: the exported file; ``golden_logits`` ``(N, K)`` are the network's own answers to ``golden_images``.
-        decoding: ``frames`` (refuse or first) and ``max_megapixels``, as the data configuration had them.
+        decoding: ``frames`` (refuse or first), ``max_megapixels`` and ``expect`` (what DICOM files must be of), as the
+            data configuration had them.
         provenance: data hash, recipe hash and whatever else says where it comes from.
         metrics: content of metrics.json, for the card.
 
@@ -203,6 +205,7 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     try:
         preprocess = Preprocess.from_dict(document["preprocess"])
         frames, megapixels = document["decoding"]["frames"], float(document["decoding"]["max_megapixels"])
+        expect = {str(k): tuple(map(str, v)) for k, v in document["decoding"].get("expect", {}).items()}
         temperature, classes = float(document["temperature"]), tuple(map(str, document["classes"]))
         if point is not None:
             check_hash(point, place)
@@ -215,7 +218,7 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     if not set(cuts) <= set(classes) or (point is not None and point.get("temperature") != temperature):
         text = f"thresholds for {sorted(cuts)} at another temperature, or of other classes than {list(classes)}"
         raise ModelError("C510", place, text, EDITED)
-    if frames not in FRAMES or not megapixels > 0 or len(set(classes)) != len(classes):
+    if frames not in FRAMES or not megapixels > 0 or len(set(classes)) != len(classes) or expect.keys() - EXPECTABLE:
         raise ModelError("C505", place, f"decoding {frames!r}, {megapixels}, classes {list(classes)}", EDITED)
     runtime = Runtime(onnx, threads=threads, place=str(root / "model.onnx"))
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
@@ -224,7 +227,7 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
         text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
         raise ModelError("C505", root, text, EDITED)
     flip = bool(document["flip_average"])
-    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, frames, megapixels)
+    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, frames, megapixels, expect)
 
 
 def _check_golden(place: Path, data: bytes, pipeline: Pipeline) -> None:

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from medloom.data.images import MAX_ASPECT, MIN_SIDE, Image, decode_file, read_image_bytes
+from medloom.data.modes import BURNED_IN
 from medloom.data.preprocess import Preprocess
 from medloom.errors import DataError, ModelError
 from medloom.evaluation.predictions import probabilities
 
 MAX_BATCH = 64  # bounds memory whatever the caller passes at once
 TASKS = ("binary", "multi_class", "multi_label")  # as evaluation.questions names them
+TEXT_NOTICE = "M216: text may be burned into the pixels; answered, but neither store the image nor train on it"
 Picture = str | Path | bytes | np.ndarray | Image
 
 _ORT_ERRORS = tuple(
@@ -123,6 +125,7 @@ class Prediction:
         threshold: smallest probability of the last of two classes that counts as positive.
         logits: per class, as the network gave them.
         error: code of the refusal, with ``problem`` in words.
+        notice: what a reader must know of the image beside the answer.
     """
 
     id: str
@@ -133,6 +136,7 @@ class Prediction:
     logits: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     problem: str | None = None
+    notice: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -148,7 +152,7 @@ class Pipeline:
         thresholds: per class, on the calibrated probability, classes without an operating point left out; used by
             ``binary`` (last class) and ``multi_label``.
         flip_average: mean of the logits of an image and its mirror, where the recipe was evaluated so.
-        frames, max_megapixels: how files are decoded, as in training (D109, D110).
+        frames, max_megapixels, expect: how files are decoded, as in training (D109, D110, M215).
     """
 
     classes: tuple[str, ...]
@@ -160,6 +164,7 @@ class Pipeline:
     flip_average: bool = False
     frames: str = "refuse"
     max_megapixels: float = 64.0
+    expect: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def logits(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         """``(B, K)`` logits of images that went through ``preprocess.to_uint8``."""
@@ -169,7 +174,7 @@ class Pipeline:
 
     def open(self, picture: Picture, name: str) -> Image:
         """Decode as training did; raises what :func:`open_image` raises."""
-        return open_image(picture, name, frames=self.frames, max_megapixels=self.max_megapixels)
+        return open_image(picture, name, frames=self.frames, max_megapixels=self.max_megapixels, expect=self.expect)
 
     def answer(self, ids: Sequence[str], logits_BK: np.ndarray) -> list[Prediction]:
         """Probabilities and decisions of logits."""
@@ -182,23 +187,24 @@ class Pipeline:
         with ThreadPoolExecutor(min(4, usable_cores())) as pool:
             while chunk := list(islice(remaining, max(1, min(batch_size, MAX_BATCH)))):
                 rows = list(pool.map(self._prepare, chunk))
-                good = [(id_, row) for id_, row in rows if isinstance(row, np.ndarray)]
+                good = [(id_, row) for id_, row, _ in rows if isinstance(row, np.ndarray)]
                 logits_BK = self.logits(np.stack([row for _, row in good])) if good else np.empty((0, 0))
                 answers = iter(self.answer([id_ for id_, _ in good], logits_BK))
-                for id_, row in rows:
+                for id_, row, notice in rows:
                     if isinstance(row, DataError):
                         yield Prediction(id_, error=row.code, problem=row.problem)
                     else:
-                        yield next(answers)
+                        yield replace(next(answers), notice=notice)
 
-    def _prepare(self, numbered: tuple[int, Picture]) -> tuple[str, np.ndarray | DataError]:
-        """Name and ``(H, W, C)`` uint8 of one image, or its refusal; full-size pixels are let go at once."""
+    def _prepare(self, numbered: tuple[int, Picture]) -> tuple[str, np.ndarray | DataError, str | None]:
+        """Name and ``(H, W, C)`` uint8 of one image, or its refusal, and a notice; full-size pixels are let go."""
         position, picture = numbered
         name = str(picture) if isinstance(picture, str | Path) else f"image {position}"
         try:
-            return name, self.preprocess.to_uint8(self.open(picture, name))
+            image = self.open(picture, name)
+            return name, self.preprocess.to_uint8(image), TEXT_NOTICE if BURNED_IN in image.notes else None
         except DataError as refusal:
-            return name, refusal
+            return name, refusal, None
 
     def _decide(self, id_: str, z_K: np.ndarray, p_K: np.ndarray) -> Prediction:
         scores = {name: float(p) for name, p in zip(self.classes, p_K)}
@@ -217,7 +223,14 @@ class Pipeline:
         return Prediction(id_, label, scores, decision, threshold, logits)
 
 
-def open_image(picture: Picture, name: str, *, frames: str = "refuse", max_megapixels: float = 64.0) -> Image:
+def open_image(
+    picture: Picture,
+    name: str,
+    *,
+    frames: str = "refuse",
+    max_megapixels: float = 64.0,
+    expect: Mapping[str, Sequence[str]] | None = None,
+) -> Image:
     """Decode a path or file content, or take an array ``(H, W)`` or ``(H, W, 3)`` of uint8 or uint16 as it is.
 
     Raises:
@@ -226,10 +239,10 @@ def open_image(picture: Picture, name: str, *, frames: str = "refuse", max_megap
     if isinstance(picture, Image):
         return picture
     if isinstance(picture, bytes):
-        return read_image_bytes(picture, name, frames=frames, max_megapixels=max_megapixels)
+        return read_image_bytes(picture, name, frames=frames, max_megapixels=max_megapixels, expect=expect)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, name, max_megapixels)
-    return decode_file(picture, frames=frames, max_megapixels=max_megapixels)
+    return decode_file(picture, frames=frames, max_megapixels=max_megapixels, expect=expect)
 
 
 def usable_cores() -> int:

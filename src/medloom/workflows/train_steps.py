@@ -57,7 +57,7 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     device = device_of(recipe)
     check_model(recipe)
     if resume:
-        _check_recipe(recipe, run)
+        check_recipe(recipe, run)
     else:
         make_folder(run.root)
     prepared = prepare(recipe, run, resume=resume, quiet=quiet)
@@ -271,7 +271,7 @@ def _bundle(
         temperature=temperature,
         operating_point=decision,
         flip_average=recipe.evaluation.flip_average,
-        decoding={"frames": recipe.data.frames, "max_megapixels": recipe.data.max_megapixels},
+        decoding=recipe.data.decoding(),
         provenance={
             "data": prepared.dataset.hash(),
             "recipe": recipe.hash,
@@ -283,7 +283,7 @@ def _bundle(
     )
 
 
-def _check_recipe(recipe: Recipe, run: RunDirectory) -> None:
+def check_recipe(recipe: Recipe, run: RunDirectory) -> None:
     """Refuse to resume under another recipe (T411), whatever the difference."""
     before = load_recipe(run.recipe)
     changed = [line for line in difference(before, recipe) if not line.startswith(_FREE)]
