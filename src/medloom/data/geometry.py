@@ -43,6 +43,9 @@ class Orientation:
         return turned.transpose(*range(lead), *(lead + int(a) for a in np.argsort(self.axes)))
 
 
+AS_STORED = Orientation()
+
+
 def orientation_of(affine: np.ndarray) -> Orientation:
     """The assignment of array axes to right, anterior and superior under which they point along them best.
 

@@ -1,4 +1,4 @@
-"""What an audit says of masks: structures that are missing or rare, empty masks, grids that differ from case to case."""
+"""What an audit says of masks: structures that are missing or rare, empty masks, grids that differ between cases."""
 
 from __future__ import annotations
 

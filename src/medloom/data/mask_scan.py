@@ -122,18 +122,16 @@ def _look_at_volume(dataset: Dataset, record: Record, prefer: str) -> tuple[Reco
     if not facts.whole[4] > 0:
         raise DataError("D111", record.id, f"every voxel is {facts.whole[1]:g}", "Leave it out")
     size_bytes = (dataset.root / record.path).stat().st_size
-    slice_image = Image(
-        to_grey(middle_slice(upright.array), facts.whole[0], facts.whole[2]), 8, "L", "nifti", size_bytes
-    )  # fmt: skip
+    shown = to_grey(middle_slice(upright.array), facts.whole[0], facts.whole[2])
+    slice_image = Image(shown, 8, "L", "nifti", size_bytes)
     seen = replace(facts_of(slice_image), mode=str(volume.array.dtype))
     return _filled(record, pixel_hash(upright.array), positions, facts), seen, facts
 
 
 def _filled(record: Record, pixels: str, positions: np.ndarray, facts: CaseFacts) -> Record:
     present = tuple(k for k, count in enumerate(facts.counts) if k and count)
-    return replace(
-        record, pixel_hash=pixels, mask_hash=pixel_hash(positions), labels=present, spacing=facts.spacing or record.spacing
-    )  # fmt: skip
+    spacing = facts.spacing or record.spacing
+    return replace(record, pixel_hash=pixels, mask_hash=pixel_hash(positions), labels=present, spacing=spacing)
 
 
 def _facts(

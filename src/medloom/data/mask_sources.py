@@ -121,7 +121,8 @@ def open_mask_table(path: Path, config: DataConfig) -> Dataset:
     for column, what, key in ((image_column, "images", "image_column"), (mask_column, "masks", "mask_column")):
         if column is None:
             raise DataError("D116", path, f"no column names the {what}", columns_hint(table, f"data.{key}"))
-    assert image_column is not None and mask_column is not None
+    assert image_column is not None
+    assert mask_column is not None
     split_column = None
     if config.split_column != "none":
         split_column = find_column(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
@@ -213,7 +214,7 @@ def _pair(
     if alone:
         more = f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""
         raise DataError("N313", alone[0], f"the image has no mask{more}", _PAIR_REMEDY)
-    spoken_for = {mask for image in excluded if (mask := _mask_of(image, by_key))}
+    spoken_for = {_mask_of(image, by_key) for image in excluded}
     lonely = sorted({mask.path for mask in masks} - owner.keys() - spoken_for)
     if lonely:
         more = f", nor have {len(lonely) - 1} others" if len(lonely) > 1 else ""

@@ -4,9 +4,9 @@
 computes that, with this very function. ``normalise`` is the affine to floats.
 
 Resampling is linear along each axis, behind a Gaussian where the new grid is coarser. Linear and not cubic: a value
-never leaves the range of its neighbours, so nothing rings beside bone or metal and 16 bits hold every value, and the same
-filter takes logits back; Isensee et al. (Nature Methods 18:203, 2021) use cubic for images, which the percentile clip
-would cut again.
+never leaves the range of its neighbours, so nothing rings beside bone or metal and 16 bits hold every value, and the
+same filter takes logits back; Isensee et al. (Nature Methods 18:203, 2021) use cubic for images, which the percentile
+clip would cut again.
 
 Shapes: B batch, C channels, K classes, X Y Z voxels to the right, anterior, superior.
 """

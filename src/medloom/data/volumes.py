@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from medloom.data.geometry import (
+    AS_STORED,
     Orientation,
     axis_codes,
     canonical_affine,
@@ -48,7 +49,7 @@ class Volume:
     affine: np.ndarray
     kind: Literal["nifti", "dicom", "array"] = "array"
     header: bytes = b""
-    orientation: Orientation = Orientation()
+    orientation: Orientation = AS_STORED
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,7 +114,7 @@ def read_nifti(
 
 def canonical(volume: Volume) -> Volume:
     """The same voxels with axes that run to the right, anterior and superior; ``orientation`` keeps the way back."""
-    if volume.orientation != Orientation():
+    if volume.orientation != AS_STORED:
         return volume
     orientation = orientation_of(volume.affine)
     affine = canonical_affine(volume.affine, volume.shape, orientation)

@@ -122,8 +122,8 @@ def outlined_samples(scan: Scan, config: DataConfig, prefer: str = "refuse") -> 
                 grey = to_grey(middle_slice(canonical(case).array, best), low, high)
                 mask = middle_slice(positions, best)
             else:
-                mask = picture_labels(dataset, record, facts[record.id].shape, config.max_megapixels)
                 picture = grey_picture(case.pixels)
+                mask = picture_labels(dataset, record, (picture.height, picture.width), config.max_megapixels)
                 low, _, high, _, _ = facts[record.id].whole
                 grey = np.asarray(picture) if picture.mode == "L" else to_grey(np.asarray(picture), low, high)
             drawn.append((f"{site or 'all'}: {record.id}", outlined(grey, mask)))
