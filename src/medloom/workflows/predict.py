@@ -6,13 +6,16 @@ import csv
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medloom.data.formats import SUFFIXES
+from medloom.data.dicom_archive import count_members, is_archive, read_archive
+from medloom.data.formats import SUFFIXES, is_candidate
 from medloom.deployment.bundle import Bundle, load
-from medloom.deployment.runtime import Prediction
+from medloom.deployment.runtime import Picture, Prediction
 from medloom.errors import DataError, UsageError
 from medloom.files import write_bytes
 from medloom.workflows.outcome import Outcome
@@ -34,7 +37,7 @@ def predict(
     progress: Report | None = None,
     quiet: bool = True,
 ) -> Outcome:
-    """Answer for image files and for all images below folders.
+    """Answer for image files, for all images below folders, and for studies in ZIP files that are named.
 
     Every image has a row, in the order given (below a folder: sorted by path); one that cannot be used has its code in
     place of an answer. The file, if any, is written whole or not at all.
@@ -46,18 +49,20 @@ def predict(
 
     Raises:
         UsageError: U214 a path that is not there, U215 an ending of ``out`` that is neither .csv nor .json.
-        DataError: D114 a folder that cannot be read, D115 no image at all.
+        DataError: D114 a folder that cannot be read, D115 no image at all, M219 an archive that is not opened.
         ModelError: the bundle is refused (``medloom.load``).
         ResourceError: T404, T405 ``out`` cannot be written.
     """
     kind = _format(out, fmt)
     model = bundle if isinstance(bundle, Bundle) else load(bundle, threads=threads)
     files, passed_over = find_images(paths)
+    total = sum(count_members(file) if is_archive(file) else 1 for file in files)
     answers: list[Prediction] = []
+    names: deque[str] = deque()
     with Progress("answering", quiet=quiet) as shown:
-        for answer in model.stream(files, batch_size=batch_size):
-            answers.append(answer)
-            (progress or shown)(len(answers), len(files))
+        for answer in model.stream(_pictures(files, names), batch_size=batch_size):
+            answers.append(replace(answer, id=names.popleft()))
+            (progress or shown)(len(answers), total)
     refused = [a for a in answers if a.error]
     values: dict[str, Any] = {
         "notice": NOTICE,
@@ -77,6 +82,7 @@ def predict(
     write_bytes(out, text.encode("utf-8", "surrogateescape"))
     lines = [f"{len(answers) - len(refused)} of {len(answers)} images answered by {model.name}. {NOTICE}"]
     lines += [f"refused[{a.error}] {a.id}: {a.problem}" for a in refused[:20]]
+    lines += [f"{sum(a.notice == told for a in answers)} images: {told}" for told in _notices(answers)]
     if passed_over:
         lines.append(f"{passed_over} files without an image's ending were passed over")
     return Outcome({**values, "file": str(out)}, (*lines, f"open {out}"), exit_code)
@@ -85,8 +91,8 @@ def predict(
 def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
     """Image files, in order, each once; and how many other files the folders hold.
 
-    A file that is named is always taken; below a folder only those with an image's ending. Links out of a folder and
-    hidden files are left alone.
+    A file that is named is always taken; below a folder only those with an image's ending, or with none and DICOM by
+    their first bytes. Links out of a folder and hidden files are left alone.
 
     Raises:
         UsageError: U214 a path that is not there.
@@ -97,7 +103,7 @@ def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
     for path in map(Path, paths):
         if path.is_dir():
             for entry in _below(path):
-                if entry.suffix.lower() in SUFFIXES:
+                if entry.suffix.lower() in SUFFIXES or (entry.is_file() and is_candidate(str(entry))):
                     found[entry] = None
                 else:
                     others += 1
@@ -112,17 +118,35 @@ def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
 
 
 def table(classes: Sequence[str], answers: Sequence[Prediction]) -> str:
-    """Answers as CSV: ``id, label, decision, threshold, probability:CLASS ..., logit:CLASS ..., error, problem``."""
+    """Answers as CSV: ``id, label, decision, threshold, probability:CLASS ..., logit:CLASS ..., error, problem,
+    notice``.
+    """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     numbers = [("probability", "probabilities"), ("logit", "logits")]
     header = [f"{prefix}:{name}" for prefix, _ in numbers for name in classes]
-    writer.writerow(["id", "label", "decision", "threshold", *header, "error", "problem"])
+    writer.writerow(["id", "label", "decision", "threshold", *header, "error", "problem", "notice"])
     for answer in answers:
         values = [getattr(answer, field).get(name, "") for _, field in numbers for name in classes]
         start = [answer.id, answer.label or "", answer.decision, _cell(answer.threshold)]
-        writer.writerow([*start, *map(_cell, values), answer.error or "", answer.problem or ""])
+        writer.writerow([*start, *map(_cell, values), answer.error or "", answer.problem or "", answer.notice or ""])
     return out.getvalue()
+
+
+def _pictures(files: Sequence[Path], names: deque[str]) -> Iterator[Picture]:
+    """Files, and the members of archives, one by one; each leaves its name in ``names``."""
+    for file in files:
+        if not is_archive(file):
+            names.append(str(file))
+            yield file
+            continue
+        for name, data in read_archive(file):
+            names.append(name)
+            yield data
+
+
+def _notices(answers: Sequence[Prediction]) -> list[str]:
+    return list(dict.fromkeys(answer.notice for answer in answers if answer.notice))
 
 
 def _below(folder: Path) -> Iterator[Path]:
