@@ -42,6 +42,13 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("timm/maxvit_tiny_rw_224", {"num_classes": 1000}, 29_057_312),
     ("convnext_base", {"num_classes": 1000}, 88_591_464),
     ("convnext_base", {}, 87_568_514),
+    ("transunet", {"num_classes": 9}, 105_277_081),
+    ("maxvit_unet", {}, 37_388_610),
+    ("maxvit_unet_mini", {"image_size": 256}, 7_730_986),
+    ("maxvit_unet_3d_tiny", {"image_size": 96}, 7_344_184),
+    ("maxvit_unet_3d_small", {"num_classes": 14, "image_size": (96, 96, 96)}, 28_575_178),
+    ("transunet_3d", {"in_chans": 1, "image_size": 96}, 108_651_106),
+    ("transunet_3d_small", {"spatial_dims": 3}, 30_718_690),
 ]
 
 
@@ -53,8 +60,19 @@ def test_parameter_counts_of_the_literature(name: str, arguments: dict[str, Any]
 def test_every_model_has_a_card_and_every_card_a_model() -> None:
     assert set(CARDS) == set(MODELS) == set(list_models())
     for name in list_models():
-        assert set(model_card(name)) == {"summary", "parameters", "macs", "source", "reading", "criticism"}
+        card = model_card(name)
+        told = {"summary", "parameters", "macs", "source", "reading", "criticism"}
+        assert set(card) == {*told, "task", "spatial_dims", "in_chans", "image_size"}
+        assert card["task"] in ("classification", "segmentation")
     assert model_card("timm/resnet10t")["parameters"] == count_parameters("timm/resnet10t")
+
+
+def test_models_are_listed_by_what_they_are_for() -> None:
+    both = list_models(task="segmentation", spatial_dims=2), list_models(task="segmentation", spatial_dims=3)
+    assert {"unet", "transunet", "maxvit_unet_mini"} <= set(both[0])
+    assert {"unet_3d", "transunet_3d_tiny", "swin_unetr"} <= set(both[1])
+    assert [*list_models(task="classification"), *both[0], *both[1]] == list(list_models())
+    assert list_models(task="regression") == ()
 
 
 def test_names_and_cards_need_no_torch() -> None:
@@ -89,6 +107,8 @@ def test_names_and_cards_need_no_torch() -> None:
         ({"name": "vit_tiny", "pretrained": True, "patch_size": 8}, "U208", "patches of 16"),
         ({"name": "resnet18", "num_classes": 0}, "U208", "num_classes"),
         ({"name": "resnet18", "spatial_dims": 3}, "U208", "3 dimensions"),
+        ({"name": "unet_3d", "spatial_dims": 2}, "U208", "Use spatial_dims=3"),
+        ({"name": "unet_3d", "image_size": (64, 64)}, "U208", "not a size"),
         ({"name": "resnet18", "image_size": (64, 64, 64)}, "U208", "not a size"),
     ],
 )

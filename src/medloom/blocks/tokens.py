@@ -34,12 +34,15 @@ def to_tokens(x_BDhw: Tensor) -> Tensor:
     return x_BDhw.flatten(2).transpose(1, 2)
 
 
-def resize_positions(positions_1Dhw: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions on another grid, by bicubic interpolation in float32; the same tensor where the grid is the same."""
-    if tuple(positions_1Dhw.shape[-2:]) == tuple(grid):
-        return positions_1Dhw
-    resized = F.interpolate(positions_1Dhw.float(), size=grid, mode="bicubic", antialias=True, align_corners=False)
-    return resized.to(positions_1Dhw.dtype)
+def resize_positions(positions_1DS: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Positions on another grid, in float32: bicubic on images, linear in volumes; the same tensor on the same grid."""
+    if tuple(positions_1DS.shape[2:]) == tuple(grid):
+        return positions_1DS
+    if len(grid) == 3:
+        resized = F.interpolate(positions_1DS.float(), size=grid, mode="trilinear", align_corners=False)
+    else:
+        resized = F.interpolate(positions_1DS.float(), size=grid, mode="bicubic", antialias=True, align_corners=False)
+    return resized.to(positions_1DS.dtype)
 
 
 def resize_position_table(

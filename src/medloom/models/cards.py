@@ -1,12 +1,14 @@
 """What every registered model is, where it comes from, and what is known against it. Plain data, no torch.
 
 ``parameters`` and ``macs`` (multiply-adds of one image, ``models.macs``): default settings, 2 classes, 3 channels, 224
-pixels; tests count both anew.
+pixels, or ``in_chans`` and ``image_size`` where a card names them; tests count both anew. A card without a ``task``
+is that of a classifier of images.
 """
 
 from __future__ import annotations
 
 from medloom.models.cards_hybrids import HYBRIDS
+from medloom.models.cards_segmentation import SEGMENTERS
 from medloom.models.cards_slides import SLIDES
 
 _TIMM = "github.com/huggingface/pytorch-image-models"
@@ -227,6 +229,7 @@ CARDS: dict[str, dict[str, str | int]] = {
         "reading": "the ViT is shortened, or the trunk eats what pruning saves",
         "criticism": _PRUNED_CRITICISM,
     },
+    **SEGMENTERS,
 }
 
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from medloom.models.registry import create_model
-from medloom.models.sizes import pair
+from medloom.models.registry import create_model, input_of
+from medloom.models.sizes import spatial_size
 
 
 @torch.no_grad()
@@ -24,31 +24,44 @@ def count_macs(model: nn.Module, in_chans: int, image_size: int | Sequence[int])
     """Multiply-adds of one forward pass of one image in evaluation mode.
 
     Args:
-        model: any network that takes ``(1, in_chans, H, W)``; one on the ``meta`` device is counted without computing.
+        model: any network that takes ``(1, in_chans, *size)``; one on the ``meta`` device is counted without computing.
             It is left in the mode that it was in.
+        in_chans: channels of the image.
+        image_size: pixels; a number stands for a square image, volumes are given as three.
 
     Raises:
         UsageError: U208, ``image_size`` is no size. What the model raises on an image of that size.
     """
     parameter = next(model.parameters(), torch.zeros(()))
-    x_1CHW = torch.zeros(1, in_chans, *pair(image_size), device=parameter.device, dtype=parameter.dtype)
+    size = spatial_size(image_size, 2 if isinstance(image_size, int) else len(image_size))
+    x_1CS = torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
     try:
         # Some fused attention kernels are not known to the counter; the plain form does the same products.
         with _no_fused_encoder(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(x_1CHW)
+            model(x_1CS)
     finally:
         model.train(training)
     return int(counter.get_total_flops()) // 2
 
 
-def macs_of(name: str, *, num_classes: int = 2, in_chans: int = 3, image_size: int = 224, **options: Any) -> int:
+def macs_of(
+    name: str,
+    *,
+    num_classes: int = 2,
+    in_chans: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    **options: Any,
+) -> int:
     """The same of a registered model (or ``timm/NAME``), without making its weights; raises what ``create_model``
     raises."""
+    shape = input_of(name)
+    size = spatial_size(shape["image_size"] if image_size is None else image_size, shape["spatial_dims"])
+    in_chans = shape["in_chans"] if in_chans is None else in_chans
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes, in_chans=in_chans, image_size=image_size, **options)
-    return count_macs(model, in_chans, image_size)
+        model = create_model(name, num_classes=num_classes, in_chans=in_chans, image_size=size, **options)
+    return count_macs(model, in_chans, size)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medloom.errors import UsageError
@@ -49,6 +49,19 @@ MODELS = {
     "dbct_keras": "medloom.models.dbct:dbct_keras",
     "rr_vit": "medloom.models.rr_vit:rr_vit",
     "hybrid_rr_vit": "medloom.models.rr_vit:hybrid_rr_vit",
+    "unet": "medloom.models.unet:unet",
+    "transunet": "medloom.models.transunet:transunet",
+    "transunet_small": "medloom.models.transunet:transunet_small",
+    "transunet_tiny": "medloom.models.transunet:transunet_tiny",
+    "maxvit_unet": "medloom.models.maxvit_unet:maxvit_unet",
+    "maxvit_unet_mini": "medloom.models.maxvit_unet:maxvit_unet_mini",
+    "unet_3d": "medloom.models.unet:unet_3d",
+    "transunet_3d": "medloom.models.transunet_3d:transunet_3d",
+    "transunet_3d_small": "medloom.models.transunet_3d:transunet_3d_small",
+    "transunet_3d_tiny": "medloom.models.transunet_3d:transunet_3d_tiny",
+    "maxvit_unet_3d_tiny": "medloom.models.maxvit_unet:maxvit_unet_3d_tiny",
+    "maxvit_unet_3d_small": "medloom.models.maxvit_unet:maxvit_unet_3d_small",
+    "swin_unetr": "medloom.models.swin_unetr:swin_unetr",
 }
 
 _COMMON = ("num_classes", "in_chans", "image_size", "pretrained")
@@ -58,20 +71,20 @@ def create_model(
     name: str,
     *,
     num_classes: int,
-    in_chans: int = 3,
-    image_size: int | tuple[int, int] = 224,
-    spatial_dims: int = 2,
+    in_chans: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    spatial_dims: int | None = None,
     pretrained: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Build a model: ``forward(x_BCHW, taps=None)`` gives logits ``(B, K)``.
+    """Build one: ``forward(x, taps=None)`` gives logits, ``(B, K)`` of a classifier, ``(B, K, *size)`` of a segmenter.
 
     Args:
         name: from :func:`list_models`, or ``timm/NAME`` for any other timm network.
-        num_classes: K.
-        in_chans: channels of the input, 1 or 3 or any other number.
-        image_size: pixels, a number or (height, width).
-        spatial_dims: 2; no model for volumes is registered yet.
+        num_classes: K; of a segmenter with the background.
+        in_chans: channels of the input, 1 or 3 or any other number; None is 3, and 1 for volumes.
+        image_size: pixels, a number or one per axis; None is what the model's card counts with (224, volumes 96).
+        spatial_dims: 2 or 3, for whoever wants to be sure; every name has one of them.
         pretrained: fetch published weights (the one thing here that uses the network).
         options: of the model itself; :func:`model_options` names them.
 
@@ -80,6 +93,9 @@ def create_model(
         ModelError: C511 image size that this model cannot work on, C512 no feature maps, C513 weights not to be had.
     """
     builder, fixed = _builder(name)
+    shape = input_of(name)
+    in_chans = shape["in_chans"] if in_chans is None else in_chans
+    image_size = shape["image_size"] if image_size is None else image_size
     _check_common(name, num_classes, in_chans, spatial_dims)
     known = _options_of(builder)
     for key, value in options.items():
@@ -100,16 +116,27 @@ def create_model(
         ) from problem
 
 
-def list_models() -> tuple[str, ...]:
-    """Registered names; any timm network can be had beside them as ``timm/NAME``."""
-    return tuple(MODELS)
+def list_models(*, task: str | None = None, spatial_dims: int | None = None) -> tuple[str, ...]:
+    """Registered names; any timm network can be had beside them as ``timm/NAME``.
+
+    Args:
+        task: ``classification`` or ``segmentation``; None lists both.
+        spatial_dims: 2 for images, 3 for volumes; None lists both.
+    """
+    cards = {name: _completed(CARDS[name]) for name in MODELS}
+    return tuple(
+        name
+        for name, card in cards.items()
+        if task in (None, card["task"]) and spatial_dims in (None, card["spatial_dims"])
+    )
 
 
 def model_card(name: str) -> dict[str, Any]:
     """What a model is.
 
-    ``summary``, ``parameters`` and ``macs`` (2 classes, 3 channels, 224 px), ``source``, ``reading`` (what we chose
-    where the source is silent or contradicts itself), ``criticism`` (what is known against it).
+    ``summary``, ``task`` (classification or segmentation), ``spatial_dims``, ``parameters`` and ``macs`` (2 classes and
+    the ``in_chans`` and ``image_size`` of the card), ``source``, ``reading`` (what we chose where the source is silent
+    or contradicts itself), ``criticism`` (what is known against it).
 
     Raises:
         UsageError: U206 unknown name.
@@ -117,10 +144,16 @@ def model_card(name: str) -> dict[str, Any]:
     if name.startswith(TIMM_PREFIX):
         from medloom.models.macs import macs_of
 
-        return {**timm_card(name), "parameters": count_parameters(name), "macs": macs_of(name)}
+        return _completed({**timm_card(name), "parameters": count_parameters(name), "macs": macs_of(name)})
     if name not in CARDS:
         raise _unknown(name)
-    return dict(CARDS[name])
+    return _completed(CARDS[name])
+
+
+def input_of(name: str) -> dict[str, int]:
+    """``spatial_dims``, and the ``in_chans`` and ``image_size`` that a model takes where nothing else is asked."""
+    card = _completed(CARDS.get(name, {}))
+    return {key: card[key] for key in ("spatial_dims", "in_chans", "image_size")}
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -165,12 +198,21 @@ def _unknown(name: str) -> UsageError:
     return UsageError("U206", f"model {name}", "unknown model", hint)
 
 
-def _check_common(name: str, num_classes: int, in_chans: int, spatial_dims: int) -> None:
+def _completed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card says of its task and input what is not usual; here is what is."""
+    volumes = card.get("spatial_dims") == 3
+    usual = {"task": "classification", "spatial_dims": 2, "in_chans": 1 if volumes else 3}
+    return {**usual, "image_size": 96 if volumes else 224, **card}
+
+
+def _check_common(name: str, num_classes: int, in_chans: int, spatial_dims: int | None) -> None:
     for key, value in (("num_classes", num_classes), ("in_chans", in_chans)):
         if not isinstance(value, int) or value < 1:
             raise UsageError("U208", f"model {name}", f"{key} is {value!r}", "Give a whole number from 1 on")
-    if spatial_dims != 2:
-        raise UsageError("U208", f"model {name}", f"it has no form in {spatial_dims} dimensions", "Use spatial_dims=2")
+    own = input_of(name)["spatial_dims"]
+    if spatial_dims not in (None, own):
+        remedy = f"Use spatial_dims={own}, or another model"
+        raise UsageError("U208", f"model {name}", f"it has no form in {spatial_dims} dimensions", remedy)
 
 
 def _check_value(name: str, key: str, value: Any, parameter: inspect.Parameter) -> None:

@@ -19,15 +19,28 @@ def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         UsageError: U208, neither of the two, or not positive.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise UsageError("U208", "image_size", f"{image_size!r} is not a size", "Give pixels, or height and width")
-    return size[0], size[1]
+    height, width = spatial_size(image_size, 2)
+    return height, width
+
+
+def spatial_size(image_size: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """One extent per axis from a number or from as many numbers as there are axes.
+
+    Raises:
+        UsageError: U208, neither of the two, or not positive.
+    """
+    size = (image_size,) * dims if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != dims or any(not isinstance(n, int) or n < 1 for n in size):
+        remedy = "Give pixels, or height and width" if dims == 2 else f"Give voxels, one number or {dims}"
+        raise UsageError("U208", "image_size", f"{image_size!r} is not a size", remedy)
+    return size
 
 
 def size_error(name: str, size: tuple[int, ...], problem: str, remedy: str) -> ModelError:
     """C511: this model cannot work on images of this size."""
-    return ModelError("C511", f"model {name}", f"an image of {'x'.join(map(str, size))} pixels {problem}", remedy)
+    kind = "a volume" if len(size) == 3 else "an image"
+    cells = f"{'x'.join(map(str, size))} {'voxels' if len(size) == 3 else 'pixels'}"
+    return ModelError("C511", f"model {name}", f"{kind} of {cells} {problem}", remedy)
 
 
 @torch.no_grad()

@@ -23,6 +23,9 @@ State = dict[str, Tensor]
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".joblib", ".npy", ".npz")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x93NUMPY", b"\x1f\x8b", b"BZh")
 _TIMM_WRAPPER = "network."
+_POSITIONS = ("position_1Dhw", "position_1Dxyz")
+_OFFSETS = "relative_position_bias_table"
+_TABLES = (*_POSITIONS, _OFFSETS)
 _SHOWN = 5
 _REMEDY = "Use the model and options that the weights were made with"
 
@@ -30,7 +33,7 @@ _REMEDY = "Use the model and options that the weights were made with"
 def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> tuple[str, ...]:
     """Fill ``model`` from a safetensors file, or from ``model.safetensors`` in a folder.
 
-    Three things are converted, each with a notice: position tables to another grid (bicubic), the first convolution to
+    Three things are converted, each with a notice: position tables to another grid or window, the first convolution to
     another number of input channels (summed to one, or shared among several), half precision to single. A model may
     know other published names of itself or of one half (``translate``); what it keeps, leaves out and starts fresh is
     told too. Everything else must agree in name and shape.
@@ -53,7 +56,19 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
         path = path / "model.safetensors"
     state = read_safetensors(path)
     _check_values(state, path)
-    state, notices = _adapt(model, state, path, new_head)
+    return adopt(model, state, path, new_head=new_head)
+
+
+def adopt(model: nn.Module, state: State, place: object, *, new_head: bool = False) -> tuple[str, ...]:
+    """The same for tensors that are here already.
+
+    Args:
+        place: where they are from, for refusals.
+
+    Raises:
+        ModelError: C505 other names or shapes.
+    """
+    state, notices = _adapt(model, state, place, new_head)
     model.load_state_dict(state, strict=True)
     return tuple(notices)
 
@@ -96,7 +111,7 @@ def _check_values(state: State, path: Path) -> None:
         raise ModelError("C508", path, "all values are zero", "Take another file")
 
 
-def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[State, list[str]]:
+def _adapt(model: nn.Module, state: State, place: object, new_head: bool) -> tuple[State, list[str]]:
     own = model.state_dict()
     notices = []
     if all(name.startswith(_TIMM_WRAPPER) for name in own) and not any(
@@ -120,8 +135,8 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
         parts = [
             f"{word}: {_some(names)}" for word, names in (("missing", missing), ("not in the model", extra)) if names
         ]
-        raise ModelError("C505", path, "; ".join(parts), "Use the model and options that the weights were made with")
-    stem = next((name for name, value in own.items() if value.ndim == 4 and not name.endswith("position_1Dhw")), "")
+        raise ModelError("C505", place, "; ".join(parts), "Use the model and options that the weights were made with")
+    stem = next((name for name, value in own.items() if value.ndim in (4, 5) and not name.endswith(_TABLES)), "")
     channels = (_channels(state.get(stem)), _channels(own.get(stem)))
     wrong = []
     for name, wanted in own.items():
@@ -139,7 +154,7 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
         remedy = _REMEDY
         if all(name in head for name, _, _ in wrong):
             remedy = "The classes differ: set model.new_head to true to start with a fresh head"
-        raise ModelError("C505", path, f"other shapes: {listed}", remedy)
+        raise ModelError("C505", place, f"other shapes: {listed}", remedy)
     dtypes = {str(v.dtype).removeprefix("torch.") for n, v in state.items() if v.dtype != own[n].dtype}
     if dtypes:
         notices.append(f"values converted from {', '.join(sorted(dtypes))}")
@@ -148,20 +163,25 @@ def _adapt(model: nn.Module, state: State, path: Path, new_head: bool) -> tuple[
 
 def _channels(value: Tensor | None) -> int:
     """Input channels of a convolution's weight; 0 for anything else."""
-    return value.shape[1] if value is not None and value.ndim == 4 else 0
+    return value.shape[1] if value is not None and value.ndim in (4, 5) else 0
 
 
 def _convert(model: nn.Module, name: str, value: Tensor, wanted: Tensor, *, is_stem: bool) -> Tensor | None:
-    """The two conversions of shape that keep the meaning; None where there is none."""
+    """The conversions of shape that keep the meaning; None where there is none."""
     if name in _position_tables(model) and value.ndim == 3 and value.shape[2] == wanted.shape[2]:
         prefix, grid = _position_tables(model)[name]
         side = math.isqrt(max(value.shape[1] - prefix, 0))  # a flat table does not say its grid: a square is assumed
         if side and side * side + prefix == value.shape[1]:
             return resize_position_table(value.float(), grid, old_grid=(side, side), prefix=prefix)
-    if name.endswith("position_1Dhw") and value.ndim == 4 and value.shape[:2] == wanted.shape[:2]:
-        h, w = wanted.shape[-2:]
-        return resize_positions(value.float(), (h, w))
-    if is_stem and value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (wanted.shape[0], *wanted.shape[2:]):
+    if name.endswith(_POSITIONS) and value.ndim == wanted.ndim and value.shape[:2] == wanted.shape[:2]:
+        return resize_positions(value.float(), tuple(wanted.shape[2:]))
+    if name.endswith(_OFFSETS) and value.ndim == wanted.ndim and value.shape[0] == wanted.shape[0]:
+        return resize_positions(value.float()[None], tuple(wanted.shape[1:]))[0]
+    if (
+        is_stem
+        and value.ndim == wanted.ndim
+        and (value.shape[0], *value.shape[2:]) == (wanted.shape[0], *wanted.shape[2:])
+    ):
         # The same grey value in every channel must give the same answer as before.
         grey = value.float().sum(dim=1, keepdim=True)
         return (grey / wanted.shape[1]).expand_as(wanted).contiguous()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medloom.config import TrainConfig
 
 _UNDECAYED = (
-    *("pos_embed", "position_1Dhw", "cls_position", "relative_position_bias_table", "scale_embed"),
+    *("pos_embed", "position_1Dhw", "position_1Dxyz", "cls_position", "relative_position_bias_table", "scale_embed"),
     *("cls_token", "dist_token", "reg_token", "mask_token", "latent"),
 )
 _PARTS = 12
