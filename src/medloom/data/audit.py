@@ -16,6 +16,7 @@ from medloom.data.findings import MOST_EXAMPLES, SEVERITIES, Finding, Severity
 from medloom.data.leakage import (
     exact_copies,
     leakage_parts,
+    least_validation,
     merges_validation,
     near_copies,
     shared_instances,
@@ -180,7 +181,7 @@ def _splits(dataset: Dataset, config: DataConfig) -> list[Finding]:
         findings.append(Finding("D124", "note", title, 0, (), "Nothing to do; data.val_fraction is the share"))
     if "val" in splits and "train" in splits:
         smallest, size = smallest_class(dataset, ("val",)), sum(r.split == "val" for r in dataset.records)
-        if smallest < config.min_val_per_class:
+        if smallest < least_validation(dataset, config):
             which = "commonest label" if dataset.multi_label else "rarest class"
             what = (
                 f"it will be merged into train, and {percent} set aside instead"

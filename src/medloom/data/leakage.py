@@ -41,7 +41,12 @@ def merges_validation(dataset: Dataset, config: DataConfig) -> bool:
         return False
     smallest = smallest_class(dataset, ("val",))
     pool = smallest_class(dataset, ("train", "val"))
-    return smallest < config.min_val_per_class and int(config.val_fraction * pool) > smallest
+    return smallest < least_validation(dataset, config) and int(config.val_fraction * pool) > smallest
+
+
+def least_validation(dataset: Dataset, config: DataConfig) -> int:
+    """Images of a class below which a validation part is merged; of masks every one has thousands of pixels to judge."""
+    return 1 if dataset.label_values else config.min_val_per_class
 
 
 def smallest_class(dataset: Dataset, splits: Sequence[str]) -> int:

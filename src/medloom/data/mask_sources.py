@@ -134,7 +134,7 @@ def open_mask_table(path: Path, config: DataConfig) -> Dataset:
             raise DataError("N313", table.place(row), f"{paths[row]} has no mask", _PAIR_REMEDY)
     kept = [row for row, mask in enumerate(masks) if mask is not None]
     names = [str(masks[row]) for row in kept]
-    classes, values, labels, told = settle_structures(root, names, config, ())
+    classes, values, labels, told = settle_structures(root, names, config, ("dataset.json",))
     splits = [None] * len(paths) if split_column is None else splits_in(table, split_column)
     covariates = [c for c in table.columns if c not in (image_column, mask_column, split_column)]
     columns = [table.columns.index(c) for c in covariates]

@@ -41,6 +41,7 @@ class Phantom:
         lesions: per image ``(row, column, radius)`` in pixels: centroid and radius of the disc of equal area.
         masks: ``(N, H, W)`` bool, the opacities where they stand at more than half of their strength.
         ages, sexes, views: ``(N,)`` covariates, drawn without regard to the label.
+        lungs: ``(N, H, W)`` bool, where at least half of what lies behind the chest wall is aerated lung.
     """
 
     images: np.ndarray
@@ -53,6 +54,7 @@ class Phantom:
     ages: np.ndarray
     sexes: np.ndarray
     views: np.ndarray
+    lungs: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,6 +89,7 @@ def phantom_images(
     total = sum(count for *_, count in plan)
     images = np.empty((total, size, size), dtype=np.uint8)
     masks = np.zeros((total, size, size), dtype=bool)
+    lungs = np.zeros((total, size, size), dtype=bool)
     lesions: list[list[tuple[float, float, float]]] = []
     rows: list[tuple[str, str, str, int, int, str, str]] = []
     for number, (site, label, split, count) in enumerate(plan):
@@ -96,13 +99,13 @@ def phantom_images(
         for take in range(count):
             shot = np.random.default_rng([seed, 2, number, take])
             pose = draw_pose(shot, SITES[site].supine)
-            images[len(rows)], found = _expose(shot, patient, pose, opacities, site, size, masks[len(rows)])
+            k = len(rows)
+            images[k], found = _expose(shot, patient, pose, opacities, site, size, masks[k], lungs[k])
             lesions.append(found)
             rows.append((f"p{number + 1:04d}", site, split, label, patient.age, patient.sex, pose.view))
     names, places, splits, labels, ages, sexes, views = (np.array(column) for column in zip(*rows))
-    return Phantom(
-        images, labels.astype(np.int64), names, places, splits, lesions, masks, ages.astype(np.int64), sexes, views
-    )
+    numbers, years = labels.astype(np.int64), ages.astype(np.int64)
+    return Phantom(images, numbers, names, places, splits, lesions, masks, years, sexes, views, lungs)
 
 
 def golden_images(n: int, size: int, seed: int) -> list[np.ndarray]:
@@ -247,10 +250,12 @@ def _expose(
     site: str,
     size: int,
     mask: np.ndarray,
+    lung: np.ndarray,
 ) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
-    """One picture; adds its opacities to ``mask``."""
+    """One picture; adds its opacities to ``mask`` and its lungs to ``lung``."""
     u, v = pose.grid(size)
     total, aerated, body = attenuation(patient, pose, size)
+    lung |= aerated > 0.5
     total += distractors(rng, u, v, aerated, body, pose)
     found = []
     for opacity in opacities:

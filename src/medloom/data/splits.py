@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from medloom.config import DataConfig
+from medloom.data.leakage import least_validation
 from medloom.data.records import SPLITS, Dataset, Record
 from medloom.errors import DataError
 from medloom.files import sha256_json
@@ -105,7 +106,7 @@ def _settle_validation(
     brought = [r for r in dataset.records if placed[r.id] == "val"]
     if brought:
         smallest, name = _smallest_class(dataset, brought)
-        if smallest >= config.min_val_per_class:
+        if smallest >= least_validation(dataset, config):
             return
         pool = [r for r in dataset.records if placed[r.id] != "test"]
         expected = int(config.val_fraction * _smallest_class(dataset, pool)[0])

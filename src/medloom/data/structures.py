@@ -102,7 +102,7 @@ def _discovered(
 def _listed(root: Path, others: Sequence[str]) -> dict[int, str]:
     """Number to name, from the ``dataset.json`` of MSD (number: name) or nnU-Net (name: number)."""
     path = next((root / name for name in sorted(others, key=len) if name.split("/")[-1] == "dataset.json"), None)
-    if path is None:
+    if path is None or not path.is_file():
         return {}
     try:
         if path.stat().st_size > _MOST_JSON:
