@@ -45,7 +45,7 @@ def merges_validation(dataset: Dataset, config: DataConfig) -> bool:
 
 
 def least_validation(dataset: Dataset, config: DataConfig) -> int:
-    """Images of a class below which a validation part is merged; of masks every one has thousands of pixels to judge."""
+    """Images of a class below which a validation part is merged; each mask has thousands of pixels to judge."""
     return 1 if dataset.label_values else config.min_val_per_class
 
 

@@ -1,4 +1,4 @@
-"""The synthetic radiographs of ``phantom`` with masks of lungs and opacities: what a segmenter of pictures learns from."""
+"""The synthetic radiographs of ``phantom`` with masks of lungs and opacities, for segmenters of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic volumes from several simulated scanners: an organ, lesions in it whose place and volume are known, and masks.
+"""Synthetic volumes from several simulated scanners: an organ, lesions of known place and volume in it, and masks.
 
 Nobody's body. The organ lies on the patient's right, so that a volume whose left and right were exchanged is found
 out; outside of it lie spots that look like lesions, so that brightness alone does not find them. The anatomy is drawn
@@ -91,7 +91,7 @@ def phantom_volumes(
     """Draw one volume per patient.
 
     Args:
-        size: voxels of 2 mm that the field of view is wide, 16 to 128; the same seed gives the same anatomy at any size.
+        size: voxels of 2 mm that the field of view is wide, 16 to 128; the same seed gives the same anatomy.
         sites: names from ``SCANNERS`` (``west`` is kept out of the default, as an unseen hospital).
         fractions: shares of the patients for validation and test; every site has patients in each where they suffice.
 

@@ -28,7 +28,8 @@ def open_dataset(path: str | Path, config: DataConfig) -> Dataset:
 
     A folder with a folder of images and one of masks in it is read by those (unless a table there says what the images
     show); a folder with one table whose images exist is read by its table, a folder with one npz file by that file,
-    one with files named as PatchCamelyon's by those, any other folder by its class folders; ``config.source`` overrides.
+    one with files named as PatchCamelyon's by those, any other folder by its class folders; ``config.source``
+    overrides.
 
     Raises:
         DataError: D113-D116, D126 (see ``folders``, ``tables``, ``arrays``, ``patches``); of masks N306, N309, N313.
