@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medloom.cli_compare import compare
+from medloom.cli_data import data_app
 from medloom.cli_explain import explain
 from medloom.errors import DataError, MedloomError, UsageError, check_accept
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     help="Hybrid CNN-Transformer models for medical images, from a folder of scans to one small bundle. "
     "Research software, not a medical device.",
 )
-data_app = typer.Typer(rich_markup_mode=None, help="Look at data before anything learns from it.")
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(explain)
@@ -78,49 +78,6 @@ def doctor(as_json: Json = False) -> None:
     from medloom.workflows.environment import doctor as examine
 
     _finish(examine(), as_json)
-
-
-@data_app.command("audit")
-def data_audit(
-    path: Annotated[Path, typer.Argument(help="Folder of classes, table, or MedMNIST npz.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and audit.html.")] = None,
-    config: Set = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take the data section of this recipe.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when the audit refuses anything.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Count, and look for leakage, duplicates, broken files and shortcuts."""
-    from medloom.workflows.audit import audit
-
-    _finish(audit(path, recipe=recipe, overrides=config or (), out=out, strict=strict, quiet=as_json), as_json)
-
-
-@data_app.command("phantom")
-def data_phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 400,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="Pixels per side.")] = 128,
-    seed: int = 0,
-    as_json: Json = False,
-) -> None:
-    """Write synthetic chest radiographs of several sites, with opacities whose place is known."""
-    from medloom.workflows.demo import write_phantom_folder
-
-    _finish(write_phantom_folder(out, patients=patients, size=size, seed=seed), as_json)
-
-
-@data_app.command("fetch")
-def data_fetch(
-    name: Annotated[str | None, typer.Argument(help="Data set, e.g. chestmnist; without it, list them.")] = None,
-    size: Annotated[int, typer.Option(help="Pixels per side: 28, 64, 128 or 224.")] = 28,
-    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
-    url: Annotated[str | None, typer.Option(help="Folder of a mirror; also MEDLOOM_MEDMNIST_URL.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Fetch a MedMNIST set: resumable, checked against its published sum. This verb uses the network."""
-    from medloom.workflows.fetch import fetch
-
-    _finish(fetch(name, size=size, out=out, url=url, quiet=as_json), as_json)
 
 
 @app.command()

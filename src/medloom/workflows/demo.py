@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from medloom.errors import UsageError
 from medloom.files import make_folder, write_text
@@ -63,9 +64,24 @@ def demo(out: str | Path = "runs/demo", *, quiet: bool = False) -> TrainedRun:
     return train(DEMO_RECIPE, data=out / "phantom" / "table.csv", out=out, quiet=quiet)
 
 
-def write_phantom_folder(out: str | Path, *, patients: int, size: int, seed: int) -> Outcome:
-    """Write a synthetic data set with a table, to try anything on; raises what ``write_phantom`` raises."""
+def write_phantom_folder(
+    out: str | Path,
+    *,
+    kind: Literal["images", "masks", "volumes"] = "images",
+    patients: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Write a synthetic data set with a table, to try anything on; raises what the writer of its kind raises."""
     from medloom.data.phantom import write_phantom
+    from medloom.data.phantom_masks import write_phantom_masks
+    from medloom.data.phantom_volumes import write_phantom_volumes
 
-    table = write_phantom(out, n_patients=patients, size=size, seed=seed)
+    writers = {
+        "images": (write_phantom, 400, 128),
+        "masks": (write_phantom_masks, 60, 128),
+        "volumes": (write_phantom_volumes, 60, 48),
+    }
+    write, most, side = writers[kind]
+    table = write(out, n_patients=patients or most, size=size or side, seed=seed)
     return Outcome({"table": table}, (f"wrote {table}", f"try: medloom data audit {table} --out {out}-audit"))
