@@ -24,7 +24,7 @@ SHOWN = ("dice", "hd95", "nsd", "assd")
 """Measures that also get a median, and a column per site."""
 
 ALL = (*SHOWN, "size_bias", "size_error_relative", "lesion_f1")
-_FEW_CASES = 3
+_FEW_CASES = 2
 _MOST_SITES = 20
 
 
@@ -95,15 +95,16 @@ def summarise_segmentation(
 def notable_cases(table: CaseTable, count: int = _FEW_CASES) -> dict[str, list[str]]:
     """Ids of the worst, the middle and the best cases by Dice, worst first; none is listed twice.
 
-    Cases that hold none of the structures, in truth and in answer, are left out.
+    ``count`` of the middle and of the best, and twice as many of the worst, from which most is learnt. Cases that hold
+    none of the structures, in truth and in answer, are left out.
     """
     score = table.per_case("dice")
     order = [int(i) for i in np.argsort(score, kind="stable") if np.isfinite(score[i])]
-    if len(order) < 3:
+    count = min(count, len(order) // 6)
+    if not count:
         return {"worst": [table.ids[i] for i in order], "median": [], "best": []}
-    count = min(count, len(order) // 3)
     start = (len(order) - count) // 2
-    parts = {"worst": order[:count], "median": order[start : start + count], "best": order[-count:]}
+    parts = {"worst": order[: 2 * count], "median": order[start : start + count], "best": order[-count:]}
     return {name: [table.ids[i] for i in part] for name, part in parts.items()}
 
 

@@ -28,6 +28,7 @@ PERCENT = frozenset(
         "npv",
         "exact_match",
         "prevalence",
+        "size_error_relative",
     }
 )
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from medloom.errors import MedloomError
+from medloom.evaluation.case_table import CaseTable, read_cases
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.predictions import read_csv as read_predictions
 from medloom.files import RunDirectory
+from medloom.reporting.overlays import CasePicture, read_case_pictures
 from medloom.reporting.pictures import FACTS, Picture, read_pictures
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ class Recorded:
         sessions: starts, resumes and ends of the processes that trained (sessions.jsonl), in order.
         ledger: every scoring of the test split and every override, in order.
         evaluations: name to metrics.json of each external data set (``evaluations/NAME/metrics.json``).
+        case_tables, case_pictures: of a run that answers with masks, in place of predictions and pictures; the tables
+            by split.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Recorded:
     model: dict[str, Any] | None
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
+    case_tables: dict[str, CaseTable] = field(default_factory=dict)
+    case_pictures: tuple[CasePicture, ...] = ()
 
 
 def read_run(run: RunDirectory) -> Recorded:
@@ -77,6 +83,7 @@ def read_run(run: RunDirectory) -> Recorded:
             missing.append(Missing(name, part, f"not readable ({type(problem).__name__})"))
         return None
 
+    masks = answers_masks(run)
     found = Recorded(
         name=run.root.resolve().name,
         recipe=take(run.recipe, "what was asked", _yaml_mapping),
@@ -88,18 +95,36 @@ def read_run(run: RunDirectory) -> Recorded:
         sessions=take(run.sessions, "interruptions and memory", _lines),
         ledger=take(run.ledger, "how often the test images were scored", _lines),
         metrics=take(run.metrics, "all numbers", _mapping),
-        operating_point=take(run.operating_point, "the threshold and when it was fixed", _mapping),
-        validation=take(run.predictions("val"), "validation curves", read_predictions),
-        test=take(run.predictions("test"), "test curves, confusion, scores", read_predictions),
-        pictures=tuple(take(run.root / FACTS, "example images", lambda _: read_pictures(run)) or ()),
+        operating_point=None if masks else take(run.operating_point, "the threshold and when it was fixed", _mapping),
+        validation=None if masks else take(run.predictions("val"), "validation curves", read_predictions),
+        test=None if masks else take(run.predictions("test"), "test curves, confusion, scores", read_predictions),
+        pictures=() if masks else tuple(take(run.root / FACTS, "example images", lambda _: read_pictures(run)) or ()),
         model=take(run.bundle / "model.json", "the bundle", _mapping),
     )
+    tables = {s: take(run.cases(s), f"every {s} case", read_cases) for s in ("val", "test")} if masks else {}
+    outlined = take(run.root / FACTS, "example cases", lambda _: read_case_pictures(run)) if masks else None
     evaluations = {}
     for path in sorted((run.root / EVALUATIONS).glob("*/metrics.json")):
         content = take(path, f"external evaluation {path.parent.name}", _mapping)
         if content is not None:
             evaluations[path.parent.name] = content
-    return Recorded(**{**found.__dict__, "evaluations": evaluations, "missing": tuple(missing)})
+    return replace(
+        found,
+        evaluations=evaluations,
+        missing=tuple(missing),
+        case_tables={split: table for split, table in tables.items() if table is not None},
+        case_pictures=tuple(outlined or ()),
+    )
+
+
+def answers_masks(run: RunDirectory) -> bool:
+    """Whether the run's answers are masks: it has tables of cases, or its metrics say so."""
+    if run.cases("val").exists() or run.cases("test").exists():
+        return True
+    try:
+        return bool(_mapping(run.metrics).get("task") == "segmentation")
+    except (OSError, ValueError):
+        return False
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from medloom.files import RunDirectory, write_text
-from medloom.reporting import sections_context, sections_elsewhere, sections_evidence, sections_labels, sections_run
+from medloom.reporting import (
+    sections_context,
+    sections_elsewhere,
+    sections_evidence,
+    sections_labels,
+    sections_run,
+    sections_segmentation,
+    verdict_masks,
+)
+from medloom.reporting.asked_masks import asked_of_masks
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.recorded import Recorded, read_run
 from medloom.reporting.sections_evidence import split_of
@@ -34,6 +43,20 @@ SECTIONS = {
     "recompute": "Recomputing the numbers",
 }
 
+MASK_SECTIONS = {
+    "asked": "What was asked",
+    "data": "Data and audit",
+    "training": "Training",
+    "masks": "Masks against the reference",
+    "spread": "Every case",
+    "outlines": "Worst, median and best cases",
+    "sites": "Sites",
+    "elsewhere_masks": "Other data sets",
+    "machine": "Machine and ledger",
+    "recompute": "Recomputing the numbers",
+}
+"""Of a run whose answers are masks."""
+
 
 def write_report(run: RunDirectory) -> Path:
     """Write ``report.html`` from the recorded files, atomically; returns its path.
@@ -48,18 +71,12 @@ def write_report(run: RunDirectory) -> Path:
 def report_html(found: Recorded) -> str:
     """The page of what was read."""
     absent = {m.file: f"{m.part[:1].upper()}{m.part[1:]}: {m.file} is {m.why}." for m in found.missing}
-    recipe, environment = found.recipe or {}, found.environment or {}
+    if sections_segmentation.applies(found):
+        return _report_of_masks(found, absent)
     labels = _of_labels(found)
     return render(
         "report.html",
-        title=f"{recipe.get('name', found.name)}: MedLoom report",
-        made_by=f"MedLoom {environment.get('medloom') or ''}".strip(),
-        head={
-            "name": str(recipe.get("name", found.name)),
-            "notes": str(recipe.get("notes") or ""),
-            "model": str((recipe.get("model") or {}).get("name") or ""),
-        },
-        flags=flags(found),
+        **_head(found),
         verdict=verdict(found),
         contents=list(SECTIONS.values()),
         keys=[f"{key}_labels" if key in labels else key for key in SECTIONS],
@@ -79,6 +96,44 @@ def report_html(found: Recorded) -> str:
         machine=sections_run.machine(found),
         recompute=sections_context.recompute(found),
     )
+
+
+def _report_of_masks(found: Recorded, absent: dict[str, str]) -> str:
+    asked = sections_run.asked(found)
+    if found.recipe:
+        asked["facts"] = [*asked_of_masks(found.recipe), *sections_run.changed(found)]
+    return render(
+        "report.html",
+        **_head(found),
+        verdict=verdict_masks.verdict(found),
+        contents=list(MASK_SECTIONS.values()),
+        keys=list(MASK_SECTIONS),
+        absent=_Absent(absent),
+        asked=asked,
+        data=sections_run.data(found),
+        training=sections_segmentation.training(found),
+        masks=sections_segmentation.masks(found),
+        spread=sections_segmentation.spread(found),
+        outlines=sections_segmentation.outlines(found),
+        sites=sections_segmentation.sites(found),
+        elsewhere=sections_segmentation.elsewhere(found),
+        machine=sections_run.machine(found),
+        recompute=verdict_masks.recompute(found),
+    )
+
+
+def _head(found: Recorded) -> dict[str, Any]:
+    recipe, environment = found.recipe or {}, found.environment or {}
+    return {
+        "title": f"{recipe.get('name', found.name)}: MedLoom report",
+        "made_by": f"MedLoom {environment.get('medloom') or ''}".strip(),
+        "head": {
+            "name": str(recipe.get("name", found.name)),
+            "notes": str(recipe.get("notes") or ""),
+            "model": str((recipe.get("model") or {}).get("name") or ""),
+        },
+        "flags": flags(found),
+    }
 
 
 def _of_labels(found: Recorded) -> dict[str, Any]:
@@ -208,12 +263,18 @@ def _beside(entry: dict[str, Any]) -> str:
 
 
 def _beaten(found: Recorded) -> bool | None:
-    """Whether the AUC's whole interval lies above one half; None where there is none to judge."""
+    """Whether the whole interval lies above the trivial answer; None where there is none to judge."""
+    if sections_segmentation.applies(found):
+        dice = (sections_segmentation.split_shown(found)[1].get("metrics") or {}).get("dice") or {}
+        known = dice.get("low") is not None and dice.get("baseline") is not None
+        return bool(dice["low"] > dice["baseline"]) if known else None
     entry = (split_of(found).get("metrics") or {}).get("auc") or {}
     return None if entry.get("low") is None else bool(entry["low"] > 0.5)
 
 
 def _uncalibrated(found: Recorded) -> bool:
+    if sections_segmentation.applies(found):
+        return False
     recipe = found.recipe or {}
     weighted = (recipe.get("imbalance") or {}).get("method") in ("class_weights", "focal", "oversample", "undersample")
     weighted |= (recipe.get("loss") or {}).get("name") in ("weighted_bce", "focal", "asymmetric")

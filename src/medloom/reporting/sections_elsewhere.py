@@ -24,7 +24,7 @@ def elsewhere(found: Recorded) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "name": name,
-                    "remark": _remark(content) if k == 0 else "",
+                    "remark": remark(content) if k == 0 else "",
                     "question": str(point.get("class") or ""),
                     "n": test.get("n"),
                     "patients": test.get("patients"),
@@ -43,7 +43,8 @@ def elsewhere(found: Recorded) -> list[dict[str, Any]]:
     return rows
 
 
-def _remark(content: Mapping[str, Any]) -> str:
+def remark(content: Mapping[str, Any]) -> str:
+    """Why an evaluation is not external; empty where it is."""
     own, seen = own_test_images(content), seen_images(content)
     parts = [f"{grouped(own)} are this run's own test images"] if own else []
     parts += [f"{grouped(seen)} are images that it learnt from"] if seen else []

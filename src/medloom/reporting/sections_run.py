@@ -144,6 +144,21 @@ def training(found: Recorded) -> dict[str, Any]:
     if not epochs:
         return {"plot": "", "fluctuation": [], "facts": [], "resolution": ""}
     best = best_epoch(found)
+    n = (((found.split or {}).get("images")) or {}).get("val") or (len(found.validation) if found.validation else 0)
+    labels = (("val_loss", "validation loss"), ("val_accuracy", "validation accuracy"), ("val_auc", "validation AUC"))
+    return {
+        "plot": plots.training(epochs, best),
+        "fluctuation": [
+            {"label": label, "all": fluctuation(epochs, key), "half": fluctuation(epochs[len(epochs) // 2 :], key)}
+            for key, label in labels
+        ],
+        "resolution": f"Validation has {plural(n, 'image')}: one image moves its accuracy by {1 / n:.4f}." if n else "",
+        "facts": course(found, epochs, best),
+    }
+
+
+def course(found: Recorded, epochs: Sequence[Mapping[str, Any]], best: int | None) -> list[tuple[str, str]]:
+    """How long training took, how fast it was, what interrupted and what ended it."""
     seconds = [e["seconds"] for e in epochs if e.get("seconds") is not None]
     rate = [e["images_per_second"] for e in epochs if e.get("images_per_second") is not None]
     facts = [("Epochs", f"{len(epochs)}, kept: {best if best is not None else 'not recorded'}")]
@@ -165,17 +180,7 @@ def training(found: Recorded) -> dict[str, Any]:
     stop = next((line for line in reversed(found.log) if line.get("event") == "stop"), None)
     if stop is not None and stop.get("reason"):
         facts.append(("Ended by", str(stop["reason"])))
-    n = (((found.split or {}).get("images")) or {}).get("val") or (len(found.validation) if found.validation else 0)
-    labels = (("val_loss", "validation loss"), ("val_accuracy", "validation accuracy"), ("val_auc", "validation AUC"))
-    return {
-        "plot": plots.training(epochs, best),
-        "fluctuation": [
-            {"label": label, "all": fluctuation(epochs, key), "half": fluctuation(epochs[len(epochs) // 2 :], key)}
-            for key, label in labels
-        ],
-        "resolution": f"Validation has {plural(n, 'image')}: one image moves its accuracy by {1 / n:.4f}." if n else "",
-        "facts": facts,
-    }
+    return facts
 
 
 def epochs_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
