@@ -8,6 +8,8 @@ Shapes: H W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image as PIL
 
@@ -50,6 +52,24 @@ def restore_mask(logits_KHW: np.ndarray, preprocess: Preprocess, original_size: 
     Raises:
         UsageError: U226 under ``resize: crop``, of which nothing is known outside the cut.
     """
+    height, width = original_size
+    best = np.full((height, width), -np.inf, dtype=np.float32)
+    out = np.zeros((height, width), dtype=np.uint8)
+    for position, sized in enumerate(planes_on_file(logits_KHW, preprocess, original_size)):
+        larger = sized > best
+        best[larger] = sized[larger]
+        out[larger] = position
+    return out
+
+
+def planes_on_file(
+    logits_KHW: np.ndarray, preprocess: Preprocess, original_size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The logits of one class after another, float32 ``(H, W)`` on the pixels of the file.
+
+    Raises:
+        UsageError: U226 as ``restore_mask``.
+    """
     if logits_KHW.shape[1:] != tuple(preprocess.size):
         raise ValueError(f"expected (K, {preprocess.size[0]}, {preprocess.size[1]}), got {logits_KHW.shape}")
     if preprocess.resize == "crop":
@@ -58,18 +78,13 @@ def restore_mask(logits_KHW: np.ndarray, preprocess: Preprocess, original_size: 
     height, width = original_size
     if preprocess.resize == "none" and tuple(preprocess.size) != (height, width):
         raise ValueError(f"an image of {height} x {width} under resize none, the model's is {preprocess.size}")
-    box = _inner_box(preprocess, height, width)
-    best = np.full((height, width), -np.inf, dtype=np.float32)
-    out = np.zeros((height, width), dtype=np.uint8)
-    for position, plane in enumerate(logits_KHW):
-        sized = np.ascontiguousarray(plane, dtype=np.float32)
-        if sized.shape != (height, width) or box != (0, 0, width, height):
-            picture = PIL.fromarray(sized)
-            sized = np.asarray(picture.resize((width, height), PIL.Resampling.BILINEAR, box=box))
-        larger = sized > best
-        best[larger] = sized[larger]
-        out[larger] = position
-    return out
+    left, top, right, bottom = _inner_box(preprocess, height, width)
+    for plane in logits_KHW:
+        # Cut first: a resize with a box would look at its neighbours outside, which are padding.
+        sized = np.ascontiguousarray(plane[top:bottom, left:right], dtype=np.float32)
+        if sized.shape != (height, width):
+            sized = np.asarray(PIL.fromarray(sized).resize((width, height), PIL.Resampling.BILINEAR))
+        yield sized
 
 
 def require_restorable(preprocess: Preprocess) -> None:

@@ -55,18 +55,67 @@ def resample_argmax(planes: Iterable[np.ndarray], shape: tuple[int, ...], *, smo
     return chosen
 
 
-def _along(values: np.ndarray, axis: int, count: int, start: int, stop: int) -> np.ndarray:
-    """Voxels ``start`` to ``stop`` of ``count`` along one axis."""
-    have = values.shape[axis]
+def resample_slabs(
+    slabs: Iterable[tuple[int, np.ndarray]], axis: int, old: tuple[int, ...], shape: tuple[int, ...]
+) -> np.ndarray:
+    """``resample_argmax(..., smooth=False)`` of K arrays that come in pieces; the same values, bit for bit.
+
+    A piece, the layers before it that are still needed, and one class of them on the new grid are held at a time.
+
+    Args:
+        slabs: ``(start, values_KS)`` along ``axis``, in order and without gaps.
+        axis: of the K arrays.
+        old, shape: the whole grid of the pieces, and the new one.
+    """
+    chosen = np.zeros(shape, dtype=np.uint8)
+    below, above = _neighbours(old[axis], shape[axis])
+    held_KS, first, done = None, 0, 0
+    for start, slab_KS in slabs:
+        held_KS = slab_KS if held_KS is None else np.concatenate([held_KS, slab_KS], axis=axis + 1)
+        ready = int(np.searchsorted(above, start + slab_KS.shape[axis + 1]))
+        if ready > done:
+            where = (slice(None),) * axis + (slice(done, ready),)
+            best = np.full([ready - done if a == axis else n for a, n in enumerate(shape)], -np.inf, dtype=np.float32)
+            for position, plane in enumerate(held_KS):
+                part = plane.astype(np.float32, copy=False)
+                for a, count in enumerate(shape):
+                    if a == axis:
+                        part = _along(part, a, count, done, ready, have=old[a], first=first)
+                    else:
+                        part = _along(part, a, count, 0, count)
+                larger = part > best
+                best[larger] = part[larger]
+                chosen[where][larger] = position
+            done = ready
+        needed = int(below[done]) if done < shape[axis] else first + held_KS.shape[axis + 1]
+        held_KS = held_KS[(slice(None),) * (axis + 1) + (slice(max(0, needed - first), None),)].copy()
+        first = max(first, needed)
+    return chosen
+
+
+def _neighbours(have: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of ``count`` new layers, the first and the last of ``have`` old ones that it is made of."""
     if have == count:
-        return values[(slice(None),) * axis + (slice(start, stop),)]
+        return np.arange(count), np.arange(count)
+    at = np.clip((np.arange(count) + 0.5) * (have / count) - 0.5, 0, have - 1)
+    below = np.minimum(at.astype(np.int64), max(have - 2, 0))
+    return below, np.minimum(below + 1, have - 1)
+
+
+def _along(
+    values: np.ndarray, axis: int, count: int, start: int, stop: int, *, have: int | None = None, first: int = 0
+) -> np.ndarray:
+    """Layers ``start`` to ``stop`` of ``count`` along one axis; ``values`` are those of ``have`` from ``first`` on."""
+    have = values.shape[axis] if have is None else have
+    if have == count:
+        return values[(slice(None),) * axis + (slice(start - first, stop - first),)]
     at = np.clip((np.arange(start, stop) + 0.5) * (have / count) - 0.5, 0, have - 1)
     below = np.minimum(at.astype(np.int64), max(have - 2, 0))
     shape = [1] * values.ndim
     shape[axis] = -1
     share = (at - below).astype(np.float32).reshape(shape)
-    out = np.take(values, below, axis=axis)
-    step = np.take(values, np.minimum(below + 1, have - 1), axis=axis)
+    out = np.take(values, below - first, axis=axis)
+    step = np.take(values, np.minimum(below + 1, have - 1) - first, axis=axis)
     step -= out
     step *= share
     out += step
