@@ -71,7 +71,9 @@ def to_positions(values: np.ndarray, label_values: Sequence[int], place: str, fi
             return table[whole]
         outside = ~known[whole]
     strange = whole[outside]
-    told = f"the value {int(strange.flat[0])} in {strange.size:,} places, where structures are stored as "
+    told = (
+        f"the value {int(strange.flat[0])} in {strange.size:,} places{_of(file_type)}, where structures are stored as "
+    )
     told += ", ".join(map(str, label_values))
     raise DataError("N309", place, told, _remedy(file_type))
 
@@ -95,7 +97,7 @@ def values_in(root: Path, mask: str, max_megapixels: float) -> frozenset[int]:
         found = np.unique(whole)
     # JPEG never keeps a border sharp: two values may survive in a mask of one block, three are its ringing.
     if len(found) > (2 if file_type == "jpeg" else MOST_VALUES):
-        told = f"{len(found)} different values from {found[0]} to {found[-1]}: grey values, not structures"
+        told = f"{len(found)} different values from {found[0]} to {found[-1]}{_of(file_type)}: no numbers of structures"
         raise DataError("N309", mask, told, _remedy(file_type))
     if len(found) and (found[0] < 0 or found[-1] > 65535):
         raise DataError("N309", mask, f"values from {found[0]} to {found[-1]}", "Store structures as 0 to 65535")
@@ -120,6 +122,10 @@ def _whole(values: np.ndarray, place: str) -> np.ndarray:
         told = f"fractions such as {float(off.flat[0]):.6g} in {off.size:,} places, where structures have whole numbers"
         raise DataError("N309", place, told, "Save the mask as integers, resampled by nearest neighbour if at all")
     return whole.astype(np.int64)
+
+
+def _of(file_type: str) -> str:
+    return " of a JPEG" if file_type == "jpeg" else ""
 
 
 def _remedy(file_type: str) -> str:

@@ -72,7 +72,7 @@ def scan_masks(
     if not usable:
         first = excluded[0] if excluded else Exclusion(dataset.name, "D115", "no images")
         told = f"none of {len(excluded)} images can be used; {first.id}: {first.problem} ({first.code})"
-        raise DataError("D115", dataset.name, told, "Look at the files")
+        raise DataError(first.code if first.code[0] == "N" else "D115", dataset.name, told, "Look at the files")
     records, images, cases = zip(*usable)
     return Scan(dataset.with_records(records), tuple(images), excluded, tuple(cases))
 
