@@ -64,13 +64,16 @@ def opened(root: Path, **config: Any) -> Dataset:
 
 def refused(root: Path, **config: Any) -> DataError:
     """The error of opening, or of the first case that a scan sets aside."""
-    try:
+
+    def read() -> None:
         excluded = scan(opened(root, **config), DataConfig(**config), workers=1).excluded
-    except DataError as problem:
-        assert "\n" not in str(problem)
-        return problem
-    assert excluded, "nothing was refused"
-    return DataError(excluded[0].code, excluded[0].id, excluded[0].problem, "")
+        if excluded:
+            raise DataError(excluded[0].code, excluded[0].id, excluded[0].problem, "")
+
+    with pytest.raises(DataError) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    return caught.value
 
 
 @pytest.mark.parametrize(

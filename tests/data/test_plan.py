@@ -1,0 +1,164 @@
+"""``data plan``: a recipe that fits its data, can be read, and says why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from nifti_files import save
+from PIL import Image
+
+from medloom.config import DataConfig, Recipe, load_recipe
+from medloom.data.phantom_masks import write_phantom_masks
+from medloom.data.phantom_volumes import write_phantom_volumes
+from medloom.data.plan import Plan, make_plan
+from medloom.data.plan_memory import STEP, largest_batch, largest_patch, step_gigabytes
+from medloom.data.scan import scan
+from medloom.data.sources import open_dataset
+from medloom.errors import UsageError
+from medloom.workflows.plan import plan
+
+Medloom = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def planned(root: Path, **options: object) -> tuple[Plan, Recipe]:
+    config = DataConfig()
+    made = make_plan(scan(open_dataset(root, config), config), **options)  # type: ignore[arg-type]
+    return made, load_recipe(yaml.safe_load(made.as_yaml()))
+
+
+def cases(root: Path, shape: tuple[int, int, int], spacings: list[tuple[float, float, float]], offset: int = 0) -> Path:
+    rng = np.random.default_rng(0)
+    for k, spacing in enumerate(spacings):
+        image = (rng.normal(40, 20, shape) + offset).astype(np.int16)
+        label = np.zeros(shape, dtype=np.uint8)
+        label[4:8, 4:8, 4:6] = 1
+        image[label > 0] += 100
+        for folder, array in (("imagesTr", image), ("labelsTr", label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            save(root / folder / f"c{k}.nii.gz", array, np.diag([*spacing, 1.0]))
+    return root
+
+
+def test_volumes_of_several_sites(tmp_path: Path) -> None:
+    made, recipe = planned(write_phantom_volumes(tmp_path / "p", n_patients=12, size=24).parent)
+    assert recipe.volume.spacing == (2.0, 2.0, 2.0)
+    assert recipe.volume.intensity == "percentile"
+    assert recipe.data.classes == ("background", "organ", "lesion")
+    assert recipe.data.label_values == (0, 1, 2)
+    assert recipe.data.test_fraction == 0, "the data bring their splits"
+    assert recipe.segmentation.patch == (24, 24, 24)
+    assert recipe.segmentation.batch_dice
+    assert recipe.model.name == "maxvit_unet_3d_tiny"
+    assert made.gigabytes < 4
+    reasons = [line for line in made.as_yaml().splitlines() if "#" in line]
+    assert len(reasons) > 12
+
+
+def test_pictures(tmp_path: Path) -> None:
+    made, recipe = planned(write_phantom_masks(tmp_path / "p", n_patients=12, size=96).parent)
+    assert recipe.preprocess.size == (96, 96)
+    assert recipe.preprocess.resize == "squash"
+    assert recipe.preprocess.channels == "grey"
+    assert recipe.preprocess.statistics == "train"
+    assert recipe.segmentation.patch is None
+    assert recipe.model.name == "maxvit_unet_mini"
+    assert made.facts["median_shape"] == [96, 96]
+
+
+def test_pictures_of_many_shapes_and_depths_are_padded_and_clipped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k, size in enumerate([(700, 500), (500, 700), (640, 640)]):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 4000, size).astype(np.uint16)).save(tmp_path / "images" / f"{k}.png")
+        drawn = np.zeros(size, dtype=np.uint8)
+        drawn[50:100, 50:90] = 1
+        Image.fromarray(drawn).save(tmp_path / "masks" / f"{k}.png")
+    _, recipe = planned(tmp_path, memory=12.0)
+    assert recipe.preprocess.resize == "pad"
+    assert recipe.preprocess.intensity == "percentile"
+    assert recipe.preprocess.size == (512, 512)
+    assert recipe.data.test_fraction == recipe.data.val_fraction == 0.2
+
+
+def test_computed_tomography_is_known_by_its_values(tmp_path: Path) -> None:
+    root = cases(tmp_path, (20, 20, 20), [(1.0, 1.0, 1.0)] * 4, offset=-1000)
+    _, recipe = planned(root)
+    assert recipe.volume.intensity == "window"
+    assert recipe.volume.window is not None
+    assert -920 < recipe.volume.window[0] < recipe.volume.window[1] < -760
+
+
+def test_thick_slices_take_the_finest_tenth(tmp_path: Path) -> None:
+    spacings = [(0.8, 0.8, z) for z in (3.0, 5.0, 5.0, 6.0, 6.0)]
+    _, recipe = planned(cases(tmp_path, (40, 40, 12), spacings))
+    assert recipe.volume.spacing is not None
+    assert recipe.volume.spacing[:2] == (0.8, 0.8)
+    assert 3.0 <= recipe.volume.spacing[2] < 5.0
+
+
+def test_a_side_in_a_name_forbids_mirrors(tmp_path: Path) -> None:
+    root = cases(tmp_path, (20, 20, 20), [(1.0, 1.0, 1.0)] * 3)
+    assert planned(root)[1].augment.flip == 0.5
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "left kidney": 1}}))
+    assert planned(root)[1].augment.flip == 0
+
+
+@pytest.mark.parametrize("model", sorted(STEP))
+def test_patch_and_batch_keep_to_the_memory(model: str) -> None:
+    shape = (512, 480) if STEP[model][0] == 2 else (200, 180, 90)
+    for memory in (6.0, 12.0, 40.0):
+        patch = largest_patch(model, shape, memory)
+        batch = largest_batch(model, patch, memory, 10**9, 100)
+        assert batch >= 2
+        assert step_gigabytes(model, patch, batch) <= memory
+        assert all(n % (32 if len(shape) == 2 else 8) == 0 for n in patch)
+    assert largest_patch(model, shape, 6.0) <= largest_patch(model, shape, 40.0)
+
+
+def test_U229_no_patch_fits() -> None:
+    with pytest.raises(UsageError, match="U229"):
+        largest_patch("transunet", (512, 512), 1.0)
+
+
+def test_U204_a_segmenter_of_another_kind_and_U228_no_masks(tmp_path: Path) -> None:
+    root = cases(tmp_path / "v", (20, 20, 20), [(1.0, 1.0, 1.0)] * 3)
+    for name in ("unet", "hatr_resnet50"):
+        with pytest.raises(UsageError, match="U204"):
+            planned(root, model=name)
+    for name in ("a", "b"):
+        (tmp_path / "c" / name).mkdir(parents=True)
+        noise = np.random.default_rng(ord(name)).integers(0, 255, (20, 20)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "c" / name / "1.png")
+    with pytest.raises(UsageError, match="U228"):
+        planned(tmp_path / "c")
+
+
+def test_the_verb_writes_a_recipe_that_keeps_what_was_given(tmp_path: Path, medloom: Medloom) -> None:
+    root = cases(tmp_path / "v", (20, 20, 20), [(1.0, 1.0, 1.0)] * 5)
+    rule = ("--set", "patient=pattern:c([0-9])", "--set", "classes=[background, organ]")
+    done = medloom("data", "plan", root, "--out", tmp_path / "r" / "mine.yaml", *rule)
+    assert done.returncode == 0, done.stderr
+    assert "open" in done.stdout.splitlines()[-1]
+    recipe = load_recipe(tmp_path / "r" / "mine.yaml")
+    assert recipe.data.patient == "pattern:c([0-9])"
+    assert recipe.data.classes == ("background", "organ")
+    told = plan(root)
+    assert "D120" in told.values["refused"]
+    assert load_recipe(yaml.safe_load(told.values["recipe"])).segmentation.patch == (24, 24, 24)
+    broken = medloom("data", "plan", tmp_path / "gone")
+    assert broken.returncode == 3
+
+
+def test_the_real_hippocampi_and_lungs(real_data: Path) -> None:
+    brains = planned(real_data / "hippocampus")[1]
+    assert brains.volume.spacing == (1.0, 1.0, 1.0)
+    assert brains.segmentation.patch == (40, 56, 40)
+    lungs = planned(real_data / "lung_masks")[1]
+    assert lungs.preprocess.size == (256, 256)
