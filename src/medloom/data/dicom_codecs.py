@@ -59,7 +59,8 @@ CODECS = {
     "1.2.840.10008.1.2.4.201": Codec("HTJ2K Lossless", *_HTJ2K),
     "1.2.840.10008.1.2.4.202": Codec("HTJ2K Lossless RPCL", *_HTJ2K),
     "1.2.840.10008.1.2.4.203": Codec("HTJ2K", *_HTJ2K),
-    "1.2.840.10008.1.2.5": Codec("RLE Lossless", ("pylibjpeg", "pydicom"), "pydicom"),
+    # Not pylibjpeg's, 13 times faster: on damaged data it panics, which is no exception that can be handled.
+    "1.2.840.10008.1.2.5": Codec("RLE Lossless", ("pydicom",), "pydicom"),
 }
 # Known by name, and decoded nowhere here: films, retired processes, servers that must be asked.
 REFUSED = {

@@ -49,7 +49,7 @@ _NOT_IMAGES = (
 )
 # Ultrasound, secondary capture, photographs and endoscopy: where text stands in the pixels unless somebody says not.
 _OFTEN_BURNED = ("US", "SC", "OT", "XC", "ES")
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def may_show_text(header: Header) -> bool:
     """Whether text could be burned in (M216): the file says so, or is of a kind that often has it and is silent."""
     said = header.text(0x00280301).upper()
     kinds = {header.text(0x00080060).upper(), header.text(0x00080064).upper()}
-    often = bool(kinds & set(_OFTEN_BURNED)) or header.text(0x00080016).startswith(_SECONDARY_CAPTURE)
+    often = bool(kinds & set(_OFTEN_BURNED)) or f"{header.text(0x00080016)}.".startswith(_SECONDARY_CAPTURE)
     return said == "YES" or (said != "NO" and often)
 
 
@@ -215,9 +215,18 @@ def instance_hash(header: Header) -> str:
     Raises:
         DataError: M218, no UID at all (``[0-9.]``, at most 64).
     """
-    uid = header.text(0x00080018)
+    return _uid_hash(header, 0x00080018, "SOP")
+
+
+def series_hash(header: Header) -> str:
+    """The same of the series instance UID."""
+    return _uid_hash(header, 0x0020000E, "series")
+
+
+def _uid_hash(header: Header, tag: int, what: str) -> str:
+    uid = header.text(tag)
     if uid and not (len(uid) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", uid, re.ASCII)):
-        raise DataError("M218", header.place, "the SOP instance UID is no UID", _REPAIR)
+        raise DataError("M218", header.place, f"the {what} instance UID is no UID", _REPAIR)
     return hashlib.sha256(uid.encode("ascii")).hexdigest() if uid else ""
 
 

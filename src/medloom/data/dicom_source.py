@@ -15,7 +15,7 @@ from medloom.config import DataConfig
 from medloom.data.dicom import is_dicom_file, read_patient
 from medloom.data.folders import listed
 from medloom.data.formats import DICOM_SUFFIXES, SUFFIXES
-from medloom.data.records import Dataset
+from medloom.data.records import Dataset, Record
 from medloom.errors import DataError, UsageError
 
 RULE = "dicom"
@@ -26,7 +26,8 @@ MANY = 10
 
 def only_dicom(dataset: Dataset) -> Dataset:
     """The records whose files are DICOM; how many are not is told."""
-    kept, others = [], []
+    kept: list[Record] = []
+    others: list[Record] = []
     for record in dataset.records:
         (kept if is_dicom_file(dataset.root / record.path) else others).append(record)
     if not others:

@@ -176,7 +176,7 @@ class _Walker:
         if depth > MAX_DEPTH:
             raise DataError("M212", self.place, f"sequences are nested more than {MAX_DEPTH} deep", _COPY)
         found: dict[int, Element] = {}
-        last = 0x0003FFFF
+        last = 0x0000FFFF
         while at < end:
             if depth == 0 and PIXEL_DATA in found and not any(self.data[at:end]):
                 return found, end  # zeros behind the pixels: padding by whoever stored it
