@@ -61,6 +61,10 @@ class DataConfig(Part):
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.0
     split_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of a test split that is drawn here")
+    folds: Annotated[int, Field(ge=2, le=50)] | None = Field(default=None, description="cross-validation: cut into")
+    fold: Annotated[int, Field(ge=0)] = Field(default=0, description="which fold is tested on")
+    train_sites: tuple[str, ...] = Field(default=(), description="train on these sites alone")
+    test_sites: tuple[str, ...] = Field(default=(), description="test on these sites, train on the others")
     min_val_per_class: Annotated[int, Field(ge=1)] = 50
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     accept: tuple[str, ...] = Field(default=(), description="codes of gates to pass; each stands in the report")

@@ -1,11 +1,10 @@
-"""Files that are either whole or absent: atomic writes, hashes, the run directory and its lock."""
+"""Files that are either whole or absent: atomic writes, hashes, the run directory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medloom.errors import ResourceError, UsageError
+from medloom.errors import ResourceError
 
 _TEMP_MARK = ".medloom-tmp-"
 
@@ -39,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temp.replace(path)
         _sync_directory(path.parent)
     except OSError as problem:
-        raise _resource_error(path, problem) from problem
+        raise resource_error(path, problem) from problem
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
@@ -77,7 +76,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         _sync_directory(path.parent)
     except OSError as problem:
-        raise _resource_error(path, problem) from problem
+        raise resource_error(path, problem) from problem
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
@@ -88,7 +87,7 @@ def make_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise _resource_error(path, problem) from problem
+        raise resource_error(path, problem) from problem
     return path
 
 
@@ -117,7 +116,7 @@ def append_line(path: str | Path, line: str) -> None:
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as problem:
-        raise _resource_error(path, problem) from problem
+        raise resource_error(path, problem) from problem
 
 
 def canonical_json(value: Any) -> str:
@@ -217,48 +216,9 @@ class RunDirectory:
     def predictions(self, split: str) -> Path:
         return self.root / f"predictions_{split}.csv"
 
-
-@contextlib.contextmanager
-def exclusive(run: RunDirectory) -> Iterator[None]:
-    """Hold a run directory for this process alone (T412).
-
-    The lock is the kernel's, so it vanishes with its holder, whatever killed it: a lock file that is left behind
-    after a crash or a reboot blocks nobody.
-
-    A directory that was made here and holds nothing else at the end, as after a refusal, goes again.
-
-    Raises:
-        UsageError: T412, another process holds it.
-        ResourceError: T405, the directory cannot be made or written.
-    """
-    made = not run.root.exists()
-    make_folder(run.root)
-    path = run.root / ".lock"
-    try:
-        handle = path.open("a+")
-    except OSError as problem:
-        raise _resource_error(path, problem) from problem
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            if problem.errno not in (errno.EAGAIN, errno.EACCES):
-                raise _resource_error(path, problem) from problem
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise UsageError(
-                "T412", run.root, f"process {holder} is working in this run directory", "Wait for it, or choose --out"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if made and list(run.root.iterdir()) == [path]:
-                    path.unlink()
-                    run.root.rmdir()
+    def cases(self, split: str) -> Path:
+        """One row per case and structure, where masks are answered."""
+        return self.root / f"cases_{split}.csv"
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -289,7 +249,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _resource_error(path: Path, problem: OSError) -> ResourceError:
+def resource_error(path: Path, problem: OSError) -> ResourceError:
+    """What a failed write becomes: T404 where space or a size limit ended, else T405."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError("T404", path, f"not written: {problem.strerror}", "Free space there, then run it again")
     remedies = dict.fromkeys(

@@ -11,6 +11,7 @@ import pytest
 
 from medloom import files
 from medloom.errors import DataError, ResourceError, UsageError
+from medloom.workflows.run_lock import exclusive
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path: Path) -> None:
@@ -62,9 +63,12 @@ def test_T402_orphans_of_dead_processes_are_swept(tmp_path: Path) -> None:
 
 def test_T412_a_second_process_is_refused_and_a_dead_one_blocks_nobody(tmp_path: Path) -> None:
     run = files.RunDirectory(tmp_path / "run")
-    code = "import sys; from medloom.files import *\nwith exclusive(RunDirectory(Path(sys.argv[1]))): print('held')"
+    code = (
+        "import sys; from medloom.files import *; from medloom.workflows.run_lock import exclusive\n"
+        "with exclusive(RunDirectory(Path(sys.argv[1]))): print('held')"
+    )
     command = [sys.executable, "-c", code, str(run.root)]
-    with files.exclusive(run):
+    with exclusive(run):
         done = subprocess.run(command, capture_output=True, text=True)
         assert "T412" in done.stderr
         assert str(os.getpid()) in done.stderr
@@ -75,11 +79,11 @@ def test_T412_a_second_process_is_refused_and_a_dead_one_blocks_nobody(tmp_path:
     )
     assert holder.stdout is not None
     assert holder.stdout.readline()
-    with pytest.raises(UsageError), files.exclusive(run):
+    with pytest.raises(UsageError), exclusive(run):
         pass
     holder.kill()
     holder.communicate()
-    with files.exclusive(run):
+    with exclusive(run):
         pass
 
 

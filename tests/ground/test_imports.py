@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "medloom"
-EVERYWHERE = {"errors", "files", "config", "config_parts"}
+EVERYWHERE = {"errors", "files", "config", "config_parts", "config_segmentation"}
 ALLOWED: dict[str, set[str]] = {
     "blocks": set(),
     "models": {"blocks"},
@@ -35,8 +35,11 @@ ALLOWED: dict[str, set[str]] = {
         "serving",
     },
 }
-TORCH_FREE = ("evaluation", "reporting", "serving", "deployment/bundle", "deployment/runtime")
-TORCH_IN_DATA = {"cache", "augment"}
+TORCH_FREE = (
+    *("evaluation", "reporting", "serving"),
+    *("deployment/bundle", "deployment/runtime", "deployment/segmenter", "deployment/card"),
+)
+TORCH_IN_DATA = {"cache", "augment", "augment_volumes"}
 TORCH = {"torch", "timm", "torchvision", "kornia"}
 
 

@@ -237,7 +237,8 @@ def test_U232_unknown_baseline_or_comparison(recipe: Path, data: Path, children:
 
 
 def test_T412_a_folder_has_one_comparison_at_a_time(recipe: Path, data: Path, children: Children) -> None:
-    from medloom.files import RunDirectory, exclusive
+    from medloom.files import RunDirectory
+    from medloom.workflows.run_lock import exclusive
 
     with exclusive(RunDirectory(recipe.parent / "c")), pytest.raises(UsageError, match="T412"):
         _compare(recipe, data)

@@ -14,10 +14,11 @@ from medloom import cli
 from medloom.data.phantom import write_phantom
 from medloom.data.records import Dataset, Record, read_csv
 from medloom.errors import GateError, ModelError
-from medloom.files import RunDirectory, exclusive
+from medloom.files import RunDirectory
 from medloom.workflows import train_steps
 from medloom.workflows.prepare import check_validation
 from medloom.workflows.progress import Progress
+from medloom.workflows.run_lock import exclusive
 
 RECIPE = {
     "name": "tiny",

@@ -9,7 +9,6 @@ Shapes: N records, B batch, C stored channels, H height, W width.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from medloom.config import DataConfig
+from medloom.data.build_lock import building
 from medloom.data.images import decode
 from medloom.data.preprocess import PSEUDOCOLOR, Preprocess
 from medloom.data.records import Dataset, Record
@@ -91,7 +91,7 @@ def build_cache(
     key = cache_key(dataset, preprocess, config)
     path = directory / f"pixels-{key[:32]}.npy"
     shape = (len(dataset), *preprocess.size, preprocess.stored_channels)
-    with _building(directory):
+    with building(directory):
         pixels = _open(path, shape)
         if pixels is None:
             sweep_orphans(directory)
@@ -240,18 +240,3 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     except (OSError, ValueError, EOFError):
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-@contextlib.contextmanager
-def _building(directory: Path) -> Iterator[None]:
-    """One builder per directory at a time. The lock is the kernel's and goes with its holder."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / ".lock").open("a")
-    except OSError as problem:
-        raise ResourceError(
-            "T405", directory, f"not writable: {problem.strerror}", "Choose a directory that is"
-        ) from problem
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -10,13 +10,14 @@ raised accuracy by 29 to 55 points, and random labels to 96 percent).
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medloom.config import DataConfig
+from medloom.data.folds import divide
+from medloom.data.grouping import groups_of, owner, strata
 from medloom.data.leakage import least_validation
 from medloom.data.records import SPLITS, Dataset, Record
 from medloom.errors import DataError
@@ -49,7 +50,7 @@ class Split:
             "hash": self.hash,
             "seed": self.seed,
             "images": {s: sum(r.split == s for r in records) for s in SPLITS},
-            "patients": {s: len({_owner(r) for r in records if r.split == s}) for s in SPLITS},
+            "patients": {s: len({owner(r) for r in records if r.split == s}) for s in SPLITS},
             "classes": {s: _class_counts(self.dataset, (r for r in records if r.split == s)) for s in SPLITS},
             "notices": list(self.notices),
         }
@@ -67,6 +68,8 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
     Carving is stratified by the rarest label of each group and by site. Groups that reach into a part that the
     source fixed stay in train.
 
+    Before all of it, ``folds`` and ``test_sites`` decide anew what is tested on (``folds.divide``).
+
     The test part is drawn by ``config.split_seed``, all else by ``seed``: runs that differ in their seed alone are
     tested on the same patients.
 
@@ -76,15 +79,16 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         seed: of training and validation part, and of ``label_fraction``.
 
     Raises:
-        DataError: D115, nothing to train on, or too few patients to carve from.
+        DataError: D115, nothing to train on, or too few patients to carve from. UsageError: U229, see ``folds``.
     """
-    placed = {r.id: r.split or "train" for r in dataset.records}
     notices: list[str] = []
+    dataset = divide(dataset, config, notices)
+    placed = {r.id: r.split or "train" for r in dataset.records}
     if "train" not in placed.values():
         raise DataError(
             "D115", dataset.name, "no training images", "Point at a folder with train/, or without any split folders"
         )
-    groups = _groups(dataset.records)
+    groups = groups_of(dataset.records)
     if config.test_fraction > 0 and "test" not in placed.values():
         _carve(dataset, groups, placed, "test", config.test_fraction, config.split_seed, notices)
     _settle_validation(dataset, groups, placed, config, seed, notices)
@@ -135,7 +139,7 @@ def _carve(
     """Move ``fraction`` of the training groups into ``part``; every class keeps at least one group in train."""
     whole = {name: rs for name, rs in groups.items() if all(placed[r.id] == "train" for r in rs)}
     chosen: list[str] = []
-    for ordered in _strata(whole, f"{part}:{seed}"):
+    for ordered in strata(whole, f"{part}:{seed}"):
         if len(ordered) > 1:
             chosen += ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)]
     if not chosen:
@@ -166,7 +170,7 @@ def _keep_labels(
 ) -> tuple[Record, ...]:
     """All records but those of the training groups that fall outside ``fraction``."""
     train = {n: own for n, rs in groups.items() if (own := [r for r in rs if placed[r.id] == "train"])}
-    kept = {r.id for ordered in _strata(train, f"labels:{seed}") for n in _first(ordered, fraction) for r in train[n]}
+    kept = {r.id for ordered in strata(train, f"labels:{seed}") for n in _first(ordered, fraction) for r in train[n]}
     records = tuple(r for r in dataset.records if placed[r.id] != "train" or r.id in kept)
     before = sum(len(rs) for rs in train.values())
     notices.append(f"Only {len(kept):,} of {before:,} training images keep their label (label fraction {fraction:g}).")
@@ -177,61 +181,8 @@ def _first(ordered: list[str], fraction: float) -> list[str]:
     return ordered[: max(1, round(fraction * len(ordered)))]
 
 
-def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records joined by patient or by equal pixels, under a name that does not depend on their order."""
-    records = tuple(records)
-    leader = list(range(len(records)))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    first: dict[tuple[str, str], int] = {}
-    for i, record in enumerate(records):
-        for kind, value in (("patient", record.patient), ("pixels", record.pixel_hash)):
-            if value is not None:
-                leader[find(i)] = find(first.setdefault((kind, value), i))
-    members: dict[int, list[Record]] = defaultdict(list)
-    for i, record in enumerate(records):
-        members[find(i)].append(record)
-    return {min(_owner(r) for r in rs): rs for rs in members.values()}
-
-
-def _strata(groups: dict[str, list[Record]], salt: str) -> list[list[str]]:
-    """Per rarest label, the groups in the order in which they are taken: any first part has its share of each site.
-
-    The share inside a site runs evenly over the order ((rank + start) / size), so taking a first part is sampling
-    in proportion, and first parts of different length are nested.
-    """
-    frequency = Counter(k for rs in groups.values() for k in {k for r in rs for k in r.labels})
-    cells: dict[int, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    for name, rs in groups.items():
-        labels = {k for r in rs for k in r.labels}
-        rarest = min(labels, key=lambda k: (frequency[k], k), default=-1)
-        site = min(r.site or "" for r in rs)
-        cells[rarest][site].append((_draw(salt, name), name))
-    ordered = []
-    for rarest in sorted(cells):
-        taken = []
-        for site, drawn in cells[rarest].items():
-            start = int(_draw(salt, f"site:{rarest}:{site}")[:12], 16) / 16**12
-            taken += [((rank + start) / len(drawn), draw, name) for rank, (draw, name) in enumerate(sorted(drawn))]
-        ordered.append([name for _, _, name in sorted(taken)])
-    return ordered
-
-
-def _draw(salt: str, name: str) -> str:
-    return hashlib.sha256(f"{salt}\x1f{name}".encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _owner(record: Record) -> str:
-    return f"patient:{record.patient}" if record.patient is not None else f"image:{record.id}"
-
-
 def _owners(records: Iterable[Record]) -> int:
-    return len({_owner(r) for r in records})
+    return len({owner(r) for r in records})
 
 
 def _class_counts(dataset: Dataset, records: Iterable[Record]) -> dict[str, int]:

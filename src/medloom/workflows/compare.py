@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medloom.errors import UsageError
-from medloom.files import RunDirectory, exclusive, sweep_orphans
+from medloom.files import RunDirectory, sweep_orphans
 from medloom.reporting.compared import read, refuse_mixtures
 from medloom.reporting.wording import plural
 from medloom.training.stopping import EXIT_CODES, StopRequests
@@ -20,6 +20,7 @@ from medloom.workflows.compare_run import Book, estimate, finished, in_process, 
 from medloom.workflows.compare_text import estimates_table, standings_table
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress, duration
+from medloom.workflows.run_lock import exclusive
 
 if TYPE_CHECKING:
     from medloom.reporting.leaderboard import Measured

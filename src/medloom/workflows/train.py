@@ -13,8 +13,9 @@ from typing import Any
 
 from medloom.config import Recipe, load_recipe
 from medloom.errors import UsageError
-from medloom.files import RunDirectory, exclusive, sweep_orphans
+from medloom.files import RunDirectory, sweep_orphans
 from medloom.workflows.progress import duration, number
+from medloom.workflows.run_lock import exclusive
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class TrainedRun:
             return "\n".join([*lines, f"stopped and saved; go on with --resume --out {self.directory.root}"])
         for split, title in (("val", "validation"), ("test", "test")):
             part = self.metrics.get("splits", {}).get(split)
-            if part:
+            if part and self.metrics["task"] == "segmentation":
+                lines.append(f"{title}: {_dice(part)}; {part['n']} cases")
+            elif part:
                 shown = [f"AUC {number(part['metrics']['auc'])}"]
                 points = [p for p in part["operating_points"] or [] if p["metrics"]]
                 if len(points) == 1:
@@ -63,6 +66,15 @@ class TrainedRun:
         lines.append(f"finished in {duration(self.seconds)}")
         lines.append(f"open {self.report}")
         return "\n".join(lines)
+
+
+def _dice(part: dict[str, Any]) -> str:
+    """Mean Dice over the structures, and of each where there are several."""
+    shown = [f"Dice {number(part['metrics']['dice'])}"]
+    structures = part["structures"]
+    if len(structures) > 1:
+        shown += [f"{name} {number(values['metrics']['dice'])}" for name, values in structures.items()]
+    return ", ".join(shown)
 
 
 def train(
@@ -95,13 +107,15 @@ def train(
     name = resolved.name if seed is None else f"{resolved.name}-seed{seed}"
     directory = RunDirectory(Path(out) if out is not None else Path("runs") / name)
 
+    from medloom.models.registry import list_models
     from medloom.training import distributed
-    from medloom.workflows import train_steps
+    from medloom.workflows import segment_steps, train_steps
 
     device = train_steps.device_of(resolved)
+    steps = segment_steps if resolved.model.name in list_models(task="segmentation") else train_steps
     with distributed.world(device) as world:
         if not world.is_main:
-            return train_steps.follow(resolved, directory, world, resume=resume)
+            return steps.follow(resolved, directory, world, resume=resume)
         if directory.recipe.exists() and not resume:
             raise UsageError(
                 "U212", directory.root, "a run is already there", "Go on with --resume, or name another with --out"
@@ -110,7 +124,7 @@ def train(
             raise UsageError("U213", directory.root, "no run to resume there", "Leave --resume away to start one")
         with exclusive(directory):
             sweep_orphans(directory.root)
-            return train_steps.lead(resolved, directory, world, resume=resume, quiet=quiet)
+            return steps.lead(resolved, directory, world, resume=resume, quiet=quiet)
 
 
 def resolve(

@@ -1,0 +1,48 @@
+"""Answers of a network in torch for whole cases: images at once, volumes through windows.
+
+Shape suffixes: B windows of a call, C channels, K classes, S spatial axes of a case, P axes of a window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from medloom.config_segmentation import SegmentationConfig
+from medloom.data.case_answer import Windows, answer_case
+from medloom.data.preprocess import Preprocess
+from medloom.data.volume_preprocess import VolumePreprocess
+from medloom.training.precision import autocast
+
+
+@torch.inference_mode()
+def case_logits(
+    model: nn.Module,
+    pixels_CS: np.ndarray,
+    preprocess: Preprocess | VolumePreprocess,
+    config: SegmentationConfig,
+    classes: int,
+    device: torch.device,
+    amp: str = "off",
+) -> np.ndarray:
+    """``(K, *S)`` float32 logits of one case on the grid of the model.
+
+    Args:
+        model: in evaluation mode.
+        pixels_CS: as ``case_cache`` holds them: uint8 of an image, uint16 of a volume.
+    """
+
+    def answer(x_BCP: np.ndarray) -> np.ndarray:
+        order = torch.channels_last_3d if x_BCP.ndim == 5 else torch.channels_last
+        x = torch.from_numpy(np.ascontiguousarray(x_BCP)).to(device).contiguous(memory_format=order)
+        with autocast(device, amp):
+            logits_BKP = model(x)
+        return np.ascontiguousarray(logits_BKP.float().cpu().numpy())
+
+    return answer_case(pixels_CS, preprocess, windows_of(config), classes, answer)
+
+
+def windows_of(config: SegmentationConfig) -> Windows:
+    """How the recipe wants a case answered."""
+    return Windows(config.patch, config.overlap, config.mirror)
