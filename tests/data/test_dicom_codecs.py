@@ -37,6 +37,8 @@ ODD = {
     "JPGExtended.dcm": "M202",
     "SC_rgb_jpeg.dcm": "M211",  # implicit elements in an explicit syntax
     "badVR.dcm": "M209",
+    "meta_missing_tsyntax.dcm": "M209",  # pixels, and no word of their format
+    "nested_priv_SQ.dcm": "M209",
     "liver_1frame.dcm": "M209",
     "liver_expb_1frame.dcm": "M209",
 }
