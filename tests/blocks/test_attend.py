@@ -43,7 +43,7 @@ def test_the_kernel_is_left_only_where_its_backward_pass_is_slow(
 ) -> None:
     calls: list[int] = []
 
-    def counted(*qkv: Tensor) -> Tensor:
+    def counted(*qkv: Tensor, attn_mask: Tensor | None) -> Tensor:
         calls.append(1)
         return F.softmax(qkv[0] @ qkv[1].mT, dim=-1) @ qkv[2]
 

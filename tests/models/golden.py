@@ -38,13 +38,14 @@ def fill(model: nn.Module, gain: float = 1.0) -> nn.Module:
     return model
 
 
-def images(in_chans: int, size: int, count: int = 2) -> torch.Tensor:
-    """Fixed images ``(B, C, H, W)`` about as wide as standardised ones."""
-    return torch.from_numpy((2.0 * _uniform("images", (count, in_chans, size, size))).astype(np.float32))
+def images(in_chans: int, size: int | tuple[int, ...], count: int = 2) -> torch.Tensor:
+    """Fixed images ``(B, C, H, W)``, or volumes, about as wide as standardised ones."""
+    extents = (size, size) if isinstance(size, int) else size
+    return torch.from_numpy((2.0 * _uniform("images", (count, in_chans, *extents))).astype(np.float32))
 
 
 @torch.no_grad()
-def settle(model: nn.Module, size: int) -> nn.Module:
+def settle(model: nn.Module, size: int | tuple[int, ...]) -> nn.Module:
     """Running statistics of a few fixed images, for networks that double their maps from block to block."""
     norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     usual = [layer.momentum for layer in norms]

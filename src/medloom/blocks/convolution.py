@@ -76,6 +76,17 @@ def strided_padding(stride: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(step == 1) for step in stride)
 
 
+def pad_border(x_BCS: Tensor, multiples: tuple[int, ...]) -> Tensor:
+    """Border cells repeated behind every axis until its multiple divides it; the same tensor where all do.
+
+    A border of zeros would be an edge that the network sees, and would pull means down.
+    """
+    missing = [-extent % multiple for extent, multiple in zip(x_BCS.shape[2:], multiples)]
+    if not any(missing):
+        return x_BCS
+    return F.pad(x_BCS, [n for extent in reversed(missing) for n in (0, extent)], mode="replicate")
+
+
 class StandardizedConv2d(nn.Conv2d):
     """Convolution whose weights have mean 0 and variance 1 for each output channel.
 

@@ -28,17 +28,6 @@ def crop_to(x_BCS: Tensor, size: Sequence[int]) -> Tensor:
     return x_BCS
 
 
-def pad_to_multiple(x_BCS: Tensor, multiple: int) -> Tensor:
-    """Border cells repeated behind every axis until ``multiple`` divides it; the same tensor where it does.
-
-    A border of zeros would be an edge that the network sees.
-    """
-    missing = [-extent % multiple for extent in x_BCS.shape[2:]]
-    if not any(missing):
-        return x_BCS
-    return F.pad(x_BCS, [n for extent in reversed(missing) for n in (0, extent)], mode="replicate")
-
-
 def upsample(x_BCS: Tensor, up: nn.Module, skip_BCS: Tensor) -> Tensor:
     """``up`` applied, cut to the grid of ``skip`` and put in front of its channels."""
     return torch.cat([crop_to(up(x_BCS), skip_BCS.shape[2:]), skip_BCS], dim=1)

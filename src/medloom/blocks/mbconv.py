@@ -8,13 +8,11 @@ Squeeze-and-excitation, arXiv 1709.01507.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medloom.blocks.convolution import NormKind, convolution, normalisation, pad_strided, strided_padding
+from medloom.blocks.convolution import NormKind, convolution, normalisation, pad_border, pad_strided, strided_padding
 from medloom.blocks.transformer import DropPath
 
 
@@ -86,12 +84,13 @@ class Shortcut(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int, stride: tuple[int, ...]) -> None:
         super().__init__()
-        pool: Any = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
-        strided = any(step > 1 for step in stride)
-        self.pool = pool(stride, stride, ceil_mode=True, count_include_pad=False) if strided else nn.Identity()
+        self.stride = stride
         changes = in_chans != out_chans
         self.expand = convolution(len(stride), in_chans, out_chans, 1) if changes else nn.Identity()
 
     def forward(self, x_BCS: Tensor) -> Tensor:
         """``(B, C, *S) -> (B, C', *ceil(S / stride))``."""
-        return self.expand(self.pool(x_BCS))
+        if any(step > 1 for step in self.stride):
+            pool = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
+            x_BCS = pool(pad_border(x_BCS, self.stride), self.stride)
+        return self.expand(x_BCS)

@@ -108,11 +108,12 @@ class GroupAttention(nn.Module):
         q_GHNE, k_GHNE, v_GHNE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.rel_pos(window)[None].to(q_GHNE.dtype)
         if padding_GN is not None:
-            bias = (bias + padding_GN.to(bias.dtype)[:, None, None]).repeat(
-                x_GND.shape[0] // padding_GN.shape[0], 1, 1, 1
-            )
+            images = x_GND.shape[0] // padding_GN.shape[0]
+            bias = (bias + padding_GN.to(bias.dtype)[:, None, None]).repeat(images, 1, 1, 1)
         x_GHNE = attend(q_GHNE, k_GHNE, v_GHNE, bias)
-        return self.proj_drop(self.proj(x_GHNE.transpose(1, 2).flatten(2)))
+        # A copy of its own: the exporter lays attention with a bias out in another way than the kernel does.
+        x_GNHE = x_GHNE.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return self.proj_drop(self.proj(x_GNHE.flatten(2)))
 
 
 class PartitionAttention(nn.Module):

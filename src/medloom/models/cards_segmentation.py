@@ -22,7 +22,7 @@ _TRANSUNET_CRITICISM = (
 _TRANSUNET_3D = "Chen et al., arXiv 2310.07781, encoder form; github.com/Beckschen/3D-TransUNet"
 _TRANSUNET_3D_READING = (
     "five levels of two convolutions, patches of one cell, no LayerScale, no mask queries; positions follow the grid; "
-    "deep_supervision=True adds heads at strides 2, 4 and 8"
+    "deep_supervision=True adds heads at strides 2 and 4"
 )
 _TRANSUNET_3D_CRITICISM = (
     "its numbers cannot be reproduced from the published preprocessing (issue 17 there); at 96 cubed the transformer "
@@ -52,7 +52,7 @@ SEGMENTERS: dict[str, dict[str, str | int]] = {
         "image_size": 256,
         "source": _UNET,
         "reading": "five levels of 32 to 512 channels: 0.4 percent more parameters than maxvit_unet_mini, and four "
-        "times its multiply-adds; deep_supervision=True adds heads at strides 2, 4 and 8",
+        "times its multiply-adds; deep_supervision=True adds heads at strides 2 and 4",
         "criticism": _UNET_CRITICISM,
     },
     "unet_3d": {
@@ -63,7 +63,7 @@ SEGMENTERS: dict[str, dict[str, str | int]] = {
         "macs": 109_426_277_376,
         "source": _UNET,
         "reading": "five levels of 24, 48, 96, 152 and 240 channels: 0.1 percent more parameters than "
-        "maxvit_unet_3d_tiny, and five times its multiply-adds; deep_supervision=True adds heads at strides 2, 4 and 8",
+        "maxvit_unet_3d_tiny, and five times its multiply-adds; deep_supervision=True adds heads at strides 2 and 4",
         "criticism": _UNET_CRITICISM,
     },
     "transunet": {

@@ -103,9 +103,10 @@ class MaxViTTrunk(nn.Module):
     def translate(self, state: dict[str, Tensor], *, prefix: str) -> tuple[dict[str, Tensor], str] | None:
         """Weights of timm's network as those of this trunk under ``prefix``; None where they are not."""
         own = self.state_dict().keys()
-        if not own <= state.keys():
+        rest = state.keys() - own - {"stem.conv1.bias"}
+        if not own <= state.keys() or not all(name.startswith("head.") for name in rest):
             return None
-        behind = len(state.keys() - own - {"stem.conv1.bias"})
+        behind = len(rest)
         taken = {name: state[name] for name in own}
         if "stem.conv1.bias" in state:
             taken["stem.norm1.running_mean"] = state["stem.norm1.running_mean"] - state["stem.conv1.bias"]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medloom.blocks.decoders import crop_to, pad_to_multiple
+from medloom.blocks.convolution import pad_border
+from medloom.blocks.decoders import crop_to
 from medloom.blocks.taps import Tap, Taps
 from medloom.errors import UsageError
 from medloom.models.sizes import size_error, spatial_size
@@ -71,7 +72,7 @@ class SwinUNETR(nn.Module):
     def forward(self, x_BCXYZ: Tensor, taps: Taps | None = None) -> Tensor:
         """``(B, C, X, Y, Z) -> (B, K, X, Y, Z)``; taps ``features.0`` ... of the padded volume, strides 2 to 32."""
         size = tuple(x_BCXYZ.shape[2:])
-        x_BCXYZ = pad_to_multiple(x_BCXYZ, STRIDE)
+        x_BCXYZ = pad_border(x_BCXYZ, (STRIDE,) * 3)
         if taps is not None:
             for i, y_BCXYZ in enumerate(self.network.swinViT(x_BCXYZ, self.network.normalize)):
                 taps[f"features.{i}"] = Tap(y_BCXYZ, grid=tuple(y_BCXYZ.shape[2:]))

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medloom.blocks.convolution import conv_bn_relu
-from medloom.blocks.decoders import BilinearUp, crop_to, pad_to_multiple
+from medloom.blocks.convolution import conv_bn_relu, pad_border
+from medloom.blocks.decoders import BilinearUp, crop_to
 from medloom.blocks.taps import Tap, Taps
 from medloom.blocks.tokens import PatchEmbedding, resize_positions, to_tokens
 from medloom.blocks.transformer import init_transformer, run_blocks, transformer_blocks
@@ -107,7 +107,7 @@ class TransUNet(nn.Module):
         behind the last norm; their grid is that of the padded image.
         """
         size = tuple(x_BCHW.shape[2:])
-        *skips, x_BChw = self.trunk(pad_to_multiple(x_BCHW, STRIDE))
+        *skips, x_BChw = self.trunk(pad_border(x_BCHW, (STRIDE, STRIDE)))
         if taps is not None:
             for i, y_BCHW in enumerate((*skips, x_BChw)):
                 taps[f"features.{i}"] = Tap(y_BCHW, grid=tuple(y_BCHW.shape[2:]))
@@ -127,7 +127,8 @@ class TransUNet(nn.Module):
     def translate(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
         """timm's weights of a ViT on a ResNet of these sizes as those of trunk and transformer; None for others."""
         names = {_theirs(name): name for name, _ in self.named_parameters() if not name.startswith(_OURS_ALONE)}
-        if not names.keys() <= state.keys():
+        rest = state.keys() - names.keys() - {"cls_token"}
+        if not names.keys() <= state.keys() or not all(name.startswith("head.") for name in rest):
             return None
         taken = {ours: state[theirs] for theirs, ours in names.items()}
         table_1ND = taken["position_1Dhw"][:, 1:]  # the class token's row stays behind with it

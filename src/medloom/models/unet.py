@@ -141,8 +141,8 @@ def tap_maps(taps: Taps, maps: list[Tensor], decoded: list[Tensor]) -> None:
 
 
 def supervised_strides(steps: Sequence[tuple[int, ...]]) -> dict[int, int]:
-    """Stride and level of the decoder's maps that learn too: all but the finest, whose logits are the answer, and the
-    coarsest, which sees too little of the outlines."""
+    """Stride and level of the decoder's maps that learn too, as nnU-Net has it: all but the finest, whose logits are
+    the answer, and the coarsest."""
     strides = [math.prod(max(step) for step in steps[:level]) for level in range(len(steps) + 1)]
     return {strides[level]: level for level in range(1, len(steps) - 1)}
 
