@@ -191,7 +191,7 @@ def test_the_verb_writes_a_page_with_outlines(
     for word in ("organ", "lesion", "Orientations of the files") if kind == "volumes" else ("lung", "opacity"):
         assert word in page
     assert not re.search(r"\b(nan|None)\b", page)
-    values = json.loads(medloom("data", "audit", root, "--json").stdout)
+    values = json.loads((tmp_path / "a" / "audit.json").read_text(encoding="utf-8"))
     assert values["summary"]["structures"][0]["name"] == "background"
 
 

@@ -156,9 +156,7 @@ def test_the_verb_writes_a_recipe_that_keeps_what_was_given(tmp_path: Path, medl
     assert broken.returncode == 3
 
 
-def test_the_real_hippocampi_and_lungs(real_data: Path) -> None:
+def test_the_real_hippocampi(real_data: Path) -> None:
     brains = planned(real_data / "hippocampus")[1]
     assert brains.volume.spacing == (1.0, 1.0, 1.0)
     assert brains.segmentation.patch == (40, 56, 40)
-    lungs = planned(real_data / "lung_masks")[1]
-    assert lungs.preprocess.size == (256, 256)
