@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medloom.config_segmentation import SegmentationConfig
-from medloom.training.mask_losses import signed_distances, soft_skeleton
+from medloom.training.mask_losses import _dilated, _eroded, signed_distances, soft_skeleton
 from medloom.training.segmentation_losses import (
     coarser,
     deep_supervision,
@@ -275,3 +275,15 @@ def test_what_does_not_fit_is_a_fault_of_the_caller() -> None:
         segmentation_loss(SegmentationConfig(), 4).total(logits, target)
     with pytest.raises(ValueError, match="target"):
         segmentation_loss(SegmentationConfig(), 3).total(logits, target[:, :9])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9, 7), (1, 2, 6, 5, 7), (1, 1, 1, 2), (1, 1, 2, 1, 3)])
+def test_thinning_is_pooling(shape: tuple[int, ...]) -> None:
+    """The least across faces and the largest of all neighbours, edges included."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    axes = len(shape) - 2
+    pool = nn.functional.max_pool2d if axes == 2 else nn.functional.max_pool3d
+    faces = [[3 if i == axis else 1 for i in range(axes)] for axis in range(axes)]
+    least = torch.stack([-pool(-x, k, stride=1, padding=[n // 2 for n in k]) for k in faces]).amin(0)
+    torch.testing.assert_close(_eroded(x), least)
+    torch.testing.assert_close(_dilated(x), pool(x, 3, stride=1, padding=1))

@@ -13,6 +13,8 @@ Kervadec et al. 2019, equation 5. Centreline: Shit et al. 2021, clDice, algorith
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +141,8 @@ def boundary_error(masks: Masks) -> Tensor:
 
     The published integral of the answer times the signed distance, less what the truth itself would give: the same
     gradient, and 0 for a perfect answer. A structure that is not there has no surface and adds nothing here; the Dice
-    beside it does. The distances are made by scipy for every batch, about 0.2 s for a structure of 96 cubed on one
-    core; this loss is meant for images and small patches.
+    beside it does. The distances are made by scipy for every batch, about 0.2 s for a class of 96 cubed on one core;
+    this loss is meant for images and small patches.
     """
     distance_BKV = torch.from_numpy(signed_distances(_classes(masks), masks.logits_BKV.shape[1])).flatten(2)
     distance_BKV = distance_BKV.to(masks.logits_BKV.device)[:, masks.first :]
@@ -149,7 +151,10 @@ def boundary_error(masks: Masks) -> Tensor:
 
 
 def centreline_error(masks: Masks) -> Tensor:
-    """One less the Dice of centrelines: the answer's inside the truth, and the truth's inside the answer."""
+    """One less the Dice of centrelines: the answer's inside the truth, and the truth's inside the answer.
+
+    About 0.8 s per structure of 96 cubed on one core, gradient included.
+    """
     shape = (*masks.answer_BKV[:, masks.first :].shape[:2], *masks.shape)
     p, t = (x[:, masks.first :].reshape(shape) for x in (masks.answer_BKV, masks.truth_BKV))
     axes = tuple(range(2, p.ndim))
@@ -181,10 +186,11 @@ def signed_distances(target_BS: np.ndarray, classes: int) -> np.ndarray:
 
 def soft_skeleton(mask_BKS: Tensor, thinnings: int = THINNINGS) -> Tensor:
     """What openings take away from a mask at every size: its centreline, differentiably."""
-    skeleton = F.relu(mask_BKS - _dilated(_eroded(mask_BKS)))
+    thinner = _eroded(mask_BKS)
+    skeleton = F.relu(mask_BKS - _dilated(thinner))
     for _ in range(thinnings):
-        mask_BKS = _eroded(mask_BKS)
-        rest = F.relu(mask_BKS - _dilated(_eroded(mask_BKS)))
+        mask_BKS, thinner = thinner, _eroded(thinner)
+        rest = F.relu(mask_BKS - _dilated(thinner))
         skeleton = skeleton + F.relu(rest - skeleton * rest)
     return skeleton
 
@@ -201,16 +207,34 @@ def _classes(masks: Masks) -> np.ndarray:
 
 
 def _eroded(mask_BKS: Tensor) -> Tensor:
-    """The least of each place and its neighbours across faces: along each axis in turn, then of those."""
-    axes = mask_BKS.ndim - 2
-    pool = F.max_pool2d if axes == 2 else F.max_pool3d
-    lines = []
-    for axis in range(axes):
-        kernel = [3 if i == axis else 1 for i in range(axes)]
-        lines.append(-pool(-mask_BKS, kernel, stride=1, padding=[k // 2 for k in kernel]))
-    return torch.stack(lines).amin(0)
+    """The least of each place and its neighbours across faces."""
+    lines = [_beside(mask_BKS, axis, _least) for axis in range(2, mask_BKS.ndim)]
+    return functools.reduce(_least, lines)
 
 
 def _dilated(mask_BKS: Tensor) -> Tensor:
-    pool = F.max_pool2d if mask_BKS.ndim == 4 else F.max_pool3d
-    return pool(mask_BKS, 3, stride=1, padding=1)
+    """The largest of each place and all its neighbours."""
+    for axis in range(2, mask_BKS.ndim):
+        mask_BKS = _beside(mask_BKS, axis, _largest)
+    return mask_BKS
+
+
+def _least(a: Tensor, b: Tensor) -> Tensor:
+    # torch.minimum shares the gradient between equal values, which takes twice the time of this.
+    return torch.where(a <= b, a, b)
+
+
+def _largest(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a >= b, a, b)
+
+
+def _beside(x: Tensor, axis: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The extreme of each place and the two beside it on one axis; at the ends of the axis, of those that there are."""
+    if x.shape[axis] == 1:
+        return x
+    pairs = extreme(x.narrow(axis, 0, x.shape[axis] - 1), x.narrow(axis, 1, x.shape[axis] - 1))
+    first, last = pairs.narrow(axis, 0, 1), pairs.narrow(axis, pairs.shape[axis] - 1, 1)
+    if pairs.shape[axis] == 1:
+        return torch.cat([first, last], axis)
+    inner = extreme(pairs.narrow(axis, 0, pairs.shape[axis] - 1), pairs.narrow(axis, 1, pairs.shape[axis] - 1))
+    return torch.cat([first, inner, last], axis)
