@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from masks_fixture import table
 
 from medloom.errors import DataError
-from medloom.evaluation.case_table import OUTCOMES, Case, CaseTable, case_table, read_cases
+from medloom.evaluation.case_table import OUTCOMES, Case, CaseTable, case_table, join_tables, read_cases
 from medloom.evaluation.segmentation import MEASURES
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=8)
@@ -96,3 +96,19 @@ def test_wrong_shapes_are_a_fault_of_the_caller() -> None:
     whole = table(n=3)
     with pytest.raises(ValueError, match="dice"):
         replace(whole, values={**whole.values, "dice": np.zeros((3, 5))})
+
+
+def test_folds_join_to_one_table_in_which_every_case_is_tested_once() -> None:
+    whole = table(n=10)
+    parts = [whole.select(np.arange(10) % 3 == fold) for fold in range(3)]
+    joined = join_tables(parts)
+    assert sorted(joined.ids) == sorted(whole.ids)
+    row = joined.ids.index("case 7")
+    np.testing.assert_array_equal(joined.values["dice"][row], whole.values["dice"][7])
+    assert joined.patients[row] == "p7"
+    with pytest.raises(DataError, match="D116"):
+        join_tables([*parts, parts[0]])
+    with pytest.raises(DataError, match="D116"):
+        join_tables([parts[0], replace(parts[1], tolerance=3.0)])
+    with pytest.raises(ValueError, match="no tables"):
+        join_tables([])

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +163,30 @@ def case_table(
     values = {m: np.array([c.values[m] for c in listed], dtype=np.float64).reshape(shape) for m in MEASURES}
     columns = (tuple(c.id for c in listed), tuple(c.patient for c in listed), tuple(c.site for c in listed))
     return CaseTable(*columns, names, values, split, distance, size, tolerance)
+
+
+def join_tables(tables: Sequence[CaseTable], split: str = "test") -> CaseTable:
+    """Cases of several tables as one, as those of the folds of a cross-validation, where each case is tested once.
+
+    Raises:
+        DataError: D116 for tables of other structures, units or tolerances, and for a case that is in two of them.
+        ValueError: no tables.
+    """
+    if not tables:
+        raise ValueError("no tables")
+    first = tables[0]
+    kinds = {(t.structures, t.distance_unit, t.size_unit, t.tolerance) for t in tables}
+    if len(kinds) > 1:
+        problem = "they know different structures, units or tolerances"
+        raise DataError("D116", "tables of cases", problem, "Join runs of one recipe on one data set")
+    return replace(
+        first,
+        ids=tuple(i for t in tables for i in t.ids),
+        patients=tuple(p for t in tables for p in t.patients),
+        sites=tuple(s for t in tables for s in t.sites),
+        values={m: np.concatenate([t.values[m] for t in tables]) for m in MEASURES},
+        split=split,
+    )
 
 
 def read_cases(path: str | Path) -> CaseTable:
