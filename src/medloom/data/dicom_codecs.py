@@ -9,6 +9,7 @@ Reference: DICOM PS3.5 sections 8.2 and annexes A, G; ITU-T T.81 (JPEG), T.87 (J
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import warnings
@@ -239,6 +240,9 @@ def _decode(uid: str, codec: Codec, data: bytes, header: Header, fmt: PixelForma
         told = f"{codec.name} pixels need the package pydicom, and it cannot be imported"
         remedy = "Install medloom[dicom]; work in no folder that holds one named dl"
         raise DataError("M202", header.place, told, remedy) from None
+    for name in ("openjpeg", "pylibjpeg"):  # what they would print stands in our error, without the file's words
+        if not logging.getLogger(name).handlers:
+            logging.getLogger(name).addHandler(logging.NullHandler())
     decoder = get_decoder(uid)
     plugin = next((name for name in codec.plugins if name in decoder.available_plugins), None)
     if plugin is None:
