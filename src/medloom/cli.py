@@ -88,23 +88,24 @@ def train(
     config: Set = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides train.seed; names the default run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    folds: Annotated[int | None, typer.Option(min=2, max=50, help="Cross-validate: one run per fold.")] = None,
     accept: Accept = None,
     as_json: Json = False,
 ) -> None:
     """Audit, train, test, report, and bundle."""
+    from medloom.workflows.cross_validate import cross_validate
     from medloom.workflows.train import train as run_train
 
-    done = run_train(
-        recipe,
-        data=data,
-        out=out,
-        overrides=config or (),
-        seed=seed,
-        resume=resume,
-        accept=accept or (),
-        quiet=as_json,
-    )
-    _finish(done, as_json)
+    asked: dict[str, Any] = {
+        "data": data,
+        "out": out,
+        "overrides": config or (),
+        "seed": seed,
+        "resume": resume,
+        "accept": accept or (),
+        "quiet": as_json,
+    }
+    _finish(run_train(recipe, **asked) if folds is None else cross_validate(recipe, folds, **asked), as_json)
 
 
 @app.command()
@@ -143,12 +144,15 @@ def evaluate(
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle, or a run directory that holds one.")],
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    out: Annotated[Path | None, typer.Option(help="File to write: .csv or .json. Default: print CSV.")] = None,
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: images, or NIfTI and DICOM series.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write: .csv or .json; default: print CSV. For masks: the folder of masks."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Answer for image files, without torch."""
+    """Answer for images and volumes, with classes or masks, without torch."""
     from medloom.workflows.predict import predict as run_predict
 
     done = run_predict(bundle, paths, out=out, threads=threads, quiet=as_json)

@@ -222,15 +222,15 @@ def test_X607_a_failed_write_keeps_the_old_bundle_and_a_good_one_replaces_it(bun
 _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-import tiny_bundle, medloom.deployment.bundle as bundle
-real, count = bundle.write_bytes, [0]
+import tiny_bundle, medloom.deployment.bundle as bundle, medloom.deployment.bundle_folder as folder
+real, count = folder.write_bytes, [0]
 def dying(path, data):
     count[0] += 1
     if count[0] == {step}:
         path.write_bytes(data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     real(path, data)
-bundle.write_bytes = dying
+folder.write_bytes = dying
 bundle.load = lambda stage: os.kill(os.getpid(), signal.SIGKILL)
 bundle.write_bundle({target!r}, **tiny_bundle.parts(name="second"))
 """

@@ -259,8 +259,8 @@ def test_X602_every_kind_of_model_keeps_its_answers(
 
 @pytest.mark.parametrize("channels", ["grey", "rgb"])
 def test_golden_images_fit_a_model_that_does_not_resize(channels: Any) -> None:
-    from medloom.deployment.export import _golden_inputs
+    from medloom.deployment.export import golden_inputs
 
     rule = Preprocess(size=(40, 64), resize="none", channels=channels, mean=(), std=())
-    shapes = {rule.to_uint8(open_image(picture, "golden")).shape for picture in _golden_inputs(rule, 0)}
+    shapes = {rule.to_uint8(open_image(picture, "golden")).shape for picture in golden_inputs(rule, 0)}
     assert shapes == {(40, 64, rule.stored_channels)}

@@ -87,9 +87,10 @@ def resample_slabs(
                 best[larger] = part[larger]
                 chosen[where][larger] = position
             done = ready
-        needed = int(below[done]) if done < shape[axis] else first + held_KS.shape[axis + 1]
-        held_KS = held_KS[(slice(None),) * (axis + 1) + (slice(max(0, needed - first), None),)].copy()
-        first = max(first, needed)
+        length = held_KS.shape[axis + 1]
+        spent = length if done == shape[axis] else min(length, max(0, int(below[done]) - first))
+        held_KS = held_KS[(slice(None),) * (axis + 1) + (slice(spent, None),)].copy()
+        first += spent
     return chosen
 
 

@@ -6,8 +6,6 @@ images with their right answers, ``CARD.md`` for people.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from medloom.data.dicom_header import EXPECTABLE
 from medloom.data.preprocess import Preprocess
-from medloom.deployment.bundle_document import (
-    EDITED,
-    FILES,
-    FORMAT,
-    check_hashes,
-    complete,
-    read_document,
-    read_listed,
-    render,
+from medloom.deployment.bundle_document import EDITED, FORMAT, SEGMENTATION
+from medloom.deployment.bundle_files import check_weights, read_arrays
+from medloom.deployment.bundle_folder import (
+    Opened,
+    check_answers,
+    decoding_of,
+    golden_bytes,
+    open_folder,
+    plain,
+    weights_bytes,
+    write_folder,
 )
-from medloom.deployment.bundle_files import (
-    check_weights,
-    read_arrays,
-    read_weights,
-    refuse_external_data,
-    refuse_pickle,
-)
+from medloom.deployment.bundle_segmenter import SegmenterBundle, segmenter_of
 from medloom.deployment.card import render_card
 from medloom.deployment.runtime import TASKS, Picture, Pipeline, Prediction, Runtime
 from medloom.errors import ModelError
 from medloom.evaluation.operating_point import check_hash, thresholds
-from medloom.files import atomic_directory, write_bytes, write_text
-
-TOLERANCE = 1e-4
-FRAMES = ("refuse", "first")  # of a file of several frames, one answer or none
 
 
 @dataclass(frozen=True)
@@ -154,58 +143,59 @@ def write_bundle(
         "latency": dict(latency or {}),
         "parity": dict(parity or {}),
     }
-    document = json.loads(json.dumps(document, allow_nan=False))  # tuples become lists now, as they would in the file
+    document = plain(document)
     files = {
-        "model.safetensors": _weights_bytes(weights, classes),
+        "model.safetensors": weights_bytes(weights, {"classes": classes}),
         "model.onnx": onnx,
-        "golden.npz": _golden_bytes(golden_images, golden_logits),
+        "golden.npz": golden_bytes(images=np.stack(golden_images), logits=np.asarray(golden_logits, dtype=np.float32)),
         "CARD.md": render_card(document, metrics, intended_use).encode("utf-8"),
     }
-    with atomic_directory(directory) as stage:
-        for file_name, data in files.items():
-            write_bytes(stage / file_name, data)
-        write_text(stage / "model.json", render(complete(document, files)))
-        load(stage)
-    return directory
+    return write_folder(directory, document, files, load)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Bundle:
+def load(path: str | Path, *, threads: int | None = None) -> Bundle | SegmenterBundle:
     """Open a bundle, or the bundle of a run directory, and verify it.
 
     Args:
         threads: of the runtime; default, the cores that this process may use.
+
+    Returns:
+        A ``Bundle``, which predicts classes, or a ``SegmenterBundle``, which draws masks.
 
     Raises:
         ModelError: C500 no bundle there, C501 pickle, C502 truncated, C503 changed bytes, C504 compressed archive,
             C505 parts that do not fit each other, C506 class names or order, C507 preprocessing or golden answers,
             C508 weights that are no numbers, C509 another format version, C510 operating point, X606 external data.
     """
-    root = _find(Path(path))
-    document, written = read_document(root / "model.json")
-    _refuse_pickles(root)
-    content = {name: read_listed(root / name, document["files"][name]) for name in FILES}
-    check_hashes(root / "model.json", document, written)
-    _check_tensors(root / "model.safetensors", content["model.safetensors"], document)
-    refuse_external_data(root / "model.onnx", content["model.onnx"])
-    pipeline = _pipeline(root, document, content["model.onnx"], threads)
-    _check_golden(root / "golden.npz", content["golden.npz"], pipeline)
+    opened = open_folder(path)
+    return segmenter_of(opened, threads) if opened.document["task"] == SEGMENTATION else _classifier(opened, threads)
+
+
+def load_classifier(path: str | Path, *, threads: int | None = None) -> Bundle:
+    """The same where classes are wanted.
+
+    Raises:
+        ModelError: C515 a bundle that draws masks; what ``load`` raises.
+    """
+    bundle = load(path, threads=threads)
+    if isinstance(bundle, SegmenterBundle):
+        told = "it draws masks, and a model that answers with classes is wanted here"
+        raise ModelError("C515", bundle.root, told, "Give the bundle of a classifier, or use medloom predict")
+    return bundle
+
+
+def _classifier(opened: Opened, threads: int | None) -> Bundle:
+    root, document = opened.root, opened.document
+    pipeline = _pipeline(root, document, opened.content["model.onnx"], threads)
+    _check_golden(root / "golden.npz", opened.content["golden.npz"], pipeline)
     return Bundle(root, document, pipeline)
-
-
-def _check_tensors(place: Path, data: bytes, document: Mapping[str, Any]) -> None:
-    tensors, metadata = read_weights(place, data)
-    check_weights(place, tensors)
-    if metadata.get("classes") != json.dumps(document["classes"]):
-        problem = f"the weights are of the classes {metadata.get('classes')}, model.json says {document['classes']}"
-        raise ModelError("C506", place, problem, EDITED)
 
 
 def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int | None) -> Pipeline:
     place, point = root / "model.json", document["operating_point"]
     try:
         preprocess = Preprocess.from_dict(document["preprocess"])
-        frames, megapixels = document["decoding"]["frames"], float(document["decoding"]["max_megapixels"])
-        expect = {str(k): tuple(map(str, v)) for k, v in document["decoding"].get("expect", {}).items()}
+        decoding = decoding_of(document)
         temperature, classes = float(document["temperature"]), tuple(map(str, document["classes"]))
         if point is not None:
             check_hash(point, place)
@@ -218,16 +208,16 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     if not set(cuts) <= set(classes) or (point is not None and point.get("temperature") != temperature):
         text = f"thresholds for {sorted(cuts)} at another temperature, or of other classes than {list(classes)}"
         raise ModelError("C510", place, text, EDITED)
-    if frames not in FRAMES or not megapixels > 0 or len(set(classes)) != len(classes) or expect.keys() - EXPECTABLE:
-        raise ModelError("C505", place, f"decoding {frames!r}, {megapixels}, classes {list(classes)}", EDITED)
+    if len(set(classes)) != len(classes):
+        raise ModelError("C505", place, f"classes {list(classes)}", EDITED)
     runtime = Runtime(onnx, threads=threads, place=str(root / "model.onnx"))
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
     given = (runtime.num_classes, runtime.in_chans, runtime.size)
-    if wanted != given:
+    if wanted != given or runtime.masks:
         text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
         raise ModelError("C505", root, text, EDITED)
     flip = bool(document["flip_average"])
-    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, frames, megapixels, expect)
+    return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, **decoding)
 
 
 def _check_golden(place: Path, data: bytes, pipeline: Pipeline) -> None:
@@ -241,44 +231,4 @@ def _check_golden(place: Path, data: bytes, pipeline: Pipeline) -> None:
     if refused:
         raise ModelError("C507", place, f"golden images are refused: {refused}", EDITED)
     found_NK = np.array([list(a.logits.values()) for a in answers])
-    if not (np.isfinite(expected_NK).all() and np.isfinite(found_NK).all()):
-        raise ModelError("C508", place, "the network's golden answers are no numbers", "Train again")
-    # Relative above 1: a confident network has logits of tens, and float32 rounds those on another CPU.
-    off = float((np.abs(found_NK - expected_NK) / np.maximum(1.0, np.abs(expected_NK))).max())
-    if off > TOLERANCE:
-        problem = f"{len(answers)} golden images give answers that are {off:.1e} off (allowed {TOLERANCE:.0e})"
-        raise ModelError("C507", place, problem, "Preprocessing or network changed: export again, or update medloom")
-
-
-def _find(path: Path) -> Path:
-    if path.is_file() and path.name == "model.json":
-        path = path.parent
-    if path.is_file():
-        refuse_pickle(path)
-        raise ModelError("C500", path, "this is a file, and a bundle is a folder", "Give the folder with model.json")
-    for root in (path, path / "bundle"):
-        if (root / "model.json").is_file():
-            return root
-    if path.is_dir():
-        _refuse_pickles(path)
-    raise ModelError("C500", path, "there is no bundle (no model.json)", "Give a bundle, or a run that has one")
-
-
-def _refuse_pickles(root: Path) -> None:
-    for entry in sorted(root.iterdir()):
-        if entry.is_file():
-            refuse_pickle(entry)
-
-
-def _weights_bytes(weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> bytes:
-    """The class names travel inside the weights' own file: one hash covers both (C506)."""
-    from safetensors.numpy import save
-
-    tensors = {name: np.array(tensor, order="C") for name, tensor in weights.items()}
-    return bytes(save(tensors, metadata={"classes": json.dumps(list(classes))}))
-
-
-def _golden_bytes(images: Sequence[np.ndarray], logits_NK: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.savez(out, images=np.stack(images), logits=np.asarray(logits_NK, dtype=np.float32))
-    return out.getvalue()
+    check_answers(place, found_NK, expected_NK, np.abs(expected_NK), len(answers))

@@ -18,12 +18,15 @@ FILES = ("model.safetensors", "model.onnx", "golden.npz", "CARD.md")
 AGAIN = "Copy the bundle again, or export it again"
 EDITED = "Take the bundle as it was written; to change it, export again"
 LARGEST = 2**24  # bytes; a model.json has some kilobytes
+SEGMENTATION = "segmentation"
+"""The task of bundles that draw masks."""
+
 _KEYS = (
-    "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "flip_average",
-    "decoding",
-    "temperature", "operating_point", "expected_input", "licences", "provenance", "latency", "parity", "files",
-    "hashes",
+    "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "decoding",
+    "expected_input", "licences", "provenance", "latency", "parity", "files", "hashes",
 )  # fmt: skip
+_OF_CLASSIFIERS = ("flip_average", "temperature", "operating_point")
+_OF_SEGMENTERS = ("label_values", "segmentation")
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -56,8 +59,9 @@ def read_document(path: Path) -> tuple[dict[str, Any], bytes]:
         newer = isinstance(version, int) and version > FORMAT
         remedy = "Update medloom" if newer else "Export again with this version"
         raise ModelError("C509", path, f"format version {version!r}, and this medloom reads {FORMAT}", remedy)
-    missing = [key for key in _KEYS if key not in document]
-    odd = [key for key in document if key not in _KEYS]
+    keys = (*_KEYS, *(_OF_SEGMENTERS if document.get("task") == SEGMENTATION else _OF_CLASSIFIERS))
+    missing = [key for key in keys if key not in document]
+    odd = [key for key in document if key not in keys]
     if missing or odd:
         raise ModelError("C503", path, f"missing keys {missing[:5]}, unknown keys {odd[:5]}", EDITED)
     files = document["files"]
@@ -90,7 +94,8 @@ def check_hashes(place: Path, document: Mapping[str, Any], written: bytes) -> No
     """Each part of the document must be the one that was written with this model.
 
     Raises:
-        ModelError: C506 classes, C507 preprocessing, C510 operating point or temperature, C503 anything else.
+        ModelError: C506 classes or label values, C507 preprocessing or windows, C510 operating point or temperature,
+            C503 anything else.
     """
     recorded, computed = document["hashes"], _hashes(document)
     refusals = {
@@ -99,8 +104,9 @@ def check_hashes(place: Path, document: Mapping[str, Any], written: bytes) -> No
         "operating_point": ("C510", "the operating point or the temperature was changed, or is another model's"),
         "document": ("C503", "it was changed"),
     }
-    for part, (code, problem) in refusals.items():
-        if recorded.get(part) != computed[part]:
+    for part, digest in computed.items():
+        if recorded.get(part) != digest:
+            code, problem = refusals[part]
             raise ModelError(code, place, problem, EDITED)
     if render(document).encode() != written:
         raise ModelError("C503", place, "its spelling was changed", EDITED)
@@ -111,12 +117,18 @@ def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
     files = document["files"]
     model = [files[name].get("sha256") for name in FILES[:2] if isinstance(files[name], dict)]
     body = {key: value for key, value in document.items() if key != "hashes"}
-    return {
-        "labels": sha256_json([model, document["task"], document["classes"]]),
-        "preprocess": sha256_json([model, document["preprocess"], document["flip_average"], document["decoding"]]),
-        "operating_point": sha256_json([model, document["temperature"], document["operating_point"]]),
-        "document": sha256_json(body),
-    }
+    if document["task"] == SEGMENTATION:
+        parts = {
+            "labels": [model, document["task"], document["classes"], document["label_values"]],
+            "preprocess": [model, document["preprocess"], document["segmentation"], document["decoding"]],
+        }
+    else:
+        parts = {
+            "labels": [model, document["task"], document["classes"]],
+            "preprocess": [model, document["preprocess"], document["flip_average"], document["decoding"]],
+            "operating_point": [model, document["temperature"], document["operating_point"]],
+        }
+    return {**{name: sha256_json(part) for name, part in parts.items()}, "document": sha256_json(body)}
 
 
 def _no_constant(name: str) -> None:

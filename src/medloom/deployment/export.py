@@ -22,6 +22,7 @@ from medloom.data.images import MIN_SIDE
 from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.bundle import Bundle, write_bundle
+from medloom.deployment.bundle_segmenter import SegmenterBundle
 from medloom.deployment.parity import check_parity, frozen, reference_logits
 from medloom.deployment.runtime import Picture, Pipeline, Runtime, open_image
 from medloom.errors import ExportError, ModelError
@@ -39,8 +40,10 @@ LICENCES = {
 _CHATTY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 
 
-def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int, size: tuple[int, int]) -> Path:
-    """Write ``model`` as one ONNX file: float32 ``image (batch, C, H, W)`` to ``logits (batch, K)``, any batch.
+def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int, size: tuple[int, ...]) -> Path:
+    """Write ``model`` as one ONNX file: float32 ``image (batch, C, *size)`` to ``logits (batch, K)``, any batch.
+
+    Of a segmenter ``logits (batch, K, *size)``; ``size`` has three lengths for volumes.
 
     Raises:
         ExportError: X601 an operation that ONNX or its runtime has not, with the module it stands in.
@@ -51,14 +54,14 @@ def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int, size: tupl
     return Path(path)
 
 
-def onnx_bytes(model: nn.Module, *, in_chans: int, size: tuple[int, int]) -> bytes:
+def onnx_bytes(model: nn.Module, *, in_chans: int, size: tuple[int, ...]) -> bytes:
     """The content of the ONNX file; see :func:`export_onnx`."""
     model = frozen(model)
     # Two images: the tracer takes a batch of one for a constant.
-    example_BCHW = torch.zeros(2, in_chans, *size)
+    example_BCS = torch.zeros(2, in_chans, *size)
     with _quiet():
         try:
-            program = torch.export.export(model, (example_BCHW,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.export.export(model, (example_BCS,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         except Exception as problem:
             raise _untraceable(model, problem) from problem
         try:
@@ -130,7 +133,7 @@ def export_bundle(
         tuple(classes), task, preprocess, temperature, cuts, Runtime(onnx), flip_average, **(decoding or {})
     )
     parity = check_parity(model, pipeline, images)
-    golden = _golden_inputs(preprocess, golden_seed)
+    golden = golden_inputs(preprocess, golden_seed)
     pixels = [preprocess.to_uint8(open_image(image, "golden")) for image in golden]
     latency = {"milliseconds_per_image_at_batch": pipeline.runtime.latency(), "threads": pipeline.runtime.threads}
     return write_bundle(
@@ -158,7 +161,7 @@ def export_bundle(
     )
 
 
-def restore_model(bundle: Bundle) -> nn.Module:
+def restore_model(bundle: Bundle | SegmenterBundle) -> nn.Module:
     """The torch network of a verified bundle, in evaluation mode: for explanation, not for answers.
 
     Raises:
@@ -184,12 +187,12 @@ def _expected(preprocess: Preprocess) -> dict[str, str]:
     }
 
 
-def _golden_inputs(preprocess: Preprocess, seed: int) -> list[np.ndarray]:
+def golden_inputs(preprocess: Preprocess, seed: int, count: int = GOLDEN) -> list[np.ndarray]:
     """Phantoms that are neither square nor of the model's size, so that resizing is part of what is proved."""
     side = max(64, round(max(preprocess.size) * 1.25))
     height, width = preprocess.size if preprocess.resize == "none" else (side, round(side * 0.9))
     colours = 3 if preprocess.channels == "rgb" else 1
-    phantoms = [p[:height, :width] for p in golden_images(GOLDEN * colours, side, seed)]
+    phantoms = [p[:height, :width] for p in golden_images(count * colours, side, seed)]
     if colours == 1:
         return phantoms
     # Three different ones as channels: the order of colours is then part of it too.

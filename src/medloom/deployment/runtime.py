@@ -1,6 +1,6 @@
 """From image to answer, without torch: the one path that parity at export, the golden check and every user go through.
 
-Shapes: B images, C channels, H x W pixels, K classes.
+Shapes: B images, C channels, H x W pixels, K classes, S the spatial axes of images or volumes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _ORT_ERRORS = tuple(
 
 
 class Runtime:
-    """An ONNX graph on the CPU: float32 ``(B, C, H, W)`` to logits ``(B, K)``, any B.
+    """An ONNX graph on the CPU: float32 images ``(B, C, H, W)`` or volumes ``(B, C, X, Y, Z)`` to logits, any B.
+
+    Logits are ``(B, K)`` of a classifier, ``(B, K, *S)`` of a segmenter, S being the axes of its input.
 
     Args:
         model: the ONNX file's bytes (its hash was taken of these very bytes, so nothing can change in between).
@@ -45,7 +47,7 @@ class Runtime:
         place: what to call the model in errors.
 
     Raises:
-        ModelError: C505 when ONNX Runtime cannot run it, or it is no image classifier with a free batch size.
+        ModelError: C505 when ONNX Runtime cannot run it, or it is no such network with a free batch size.
     """
 
     def __init__(self, model: bytes, *, threads: int | None = None, place: str = "model.onnx") -> None:
@@ -62,33 +64,37 @@ class Runtime:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shapes = [(len(i.shape), i.type) for i in (*inputs, *outputs)]
         lengths = [*inputs[0].shape[1:], *outputs[0].shape[1:]] if inputs and outputs else []
-        fits = shapes == [(4, "tensor(float)"), (2, "tensor(float)")] and all(isinstance(n, int) for n in lengths)
+        kinds = [[(axes, "tensor(float)"), (out, "tensor(float)")] for axes, out in ((4, 2), (4, 4), (5, 5))]
+        fits = shapes in kinds and all(isinstance(n, int) for n in lengths)
+        fits = fits and outputs[0].shape[2:] in ([], inputs[0].shape[2:])
         if not fits or isinstance(inputs[0].shape[0], int):
             raise ModelError(
                 "C505",
                 place,
-                f"inputs and outputs are {shapes}, not images with a free batch to logits",
+                f"inputs and outputs are {shapes}, not images or volumes with a free batch to logits",
                 "Export again",
             )
         self.threads: int = options.intra_op_num_threads
         self.in_chans, *size = inputs[0].shape[1:]
-        self.size: tuple[int, int] = (size[0], size[1])
+        self.size: tuple[int, ...] = tuple(size)
         self.num_classes = outputs[0].shape[1]
+        self.masks = len(outputs[0].shape) > 2
         self._place, self._input, self._output = place, inputs[0].name, outputs[0].name
 
-    def logits(self, x_BCHW: np.ndarray) -> np.ndarray:
-        """``(B, K)`` float32 logits, computed at most ``MAX_BATCH`` images at a time.
+    def logits(self, x_BCS: np.ndarray) -> np.ndarray:
+        """``(B, K)`` or ``(B, K, *S)`` float32 logits, computed at most ``MAX_BATCH`` inputs at a time.
 
         Raises:
             DataError: X603 for another number of channels or another size than the model was exported for.
         """
         expected = (self.in_chans, *self.size)
-        if x_BCHW.ndim != 4 or x_BCHW.shape[1:] != expected:
-            text = f"input is {x_BCHW.shape}, the model takes (batch, {', '.join(map(str, expected))})"
+        if x_BCS.shape[1:] != expected:
+            text = f"input is {x_BCS.shape}, the model takes (batch, {', '.join(map(str, expected))})"
             raise DataError("X603", self._place, text, "Preprocess the image first")
-        out_BK = np.empty((len(x_BCHW), self.num_classes), dtype=np.float32)
-        for start in range(0, len(x_BCHW), MAX_BATCH):
-            part = np.ascontiguousarray(x_BCHW[start : start + MAX_BATCH], dtype=np.float32)
+        axes = self.size if self.masks else ()
+        out_BK = np.empty((len(x_BCS), self.num_classes, *axes), dtype=np.float32)
+        for start in range(0, len(x_BCS), MAX_BATCH):
+            part = np.ascontiguousarray(x_BCS[start : start + MAX_BATCH], dtype=np.float32)
             try:
                 out_BK[start : start + len(part)] = self._session.run([self._output], {self._input: part})[0]
             except _ORT_ERRORS as problem:
@@ -101,12 +107,12 @@ class Runtime:
         """Median milliseconds per image at each batch size, after one warm-up."""
         measured = {}
         for batch in batches:
-            x_BCHW = np.zeros((batch, self.in_chans, *self.size), dtype=np.float32)
-            self.logits(x_BCHW)
+            x_BCS = np.zeros((batch, self.in_chans, *self.size), dtype=np.float32)
+            self.logits(x_BCS)
             times = []
             for _ in range(repeats):
                 started = time.perf_counter()
-                self.logits(x_BCHW)
+                self.logits(x_BCS)
                 times.append(time.perf_counter() - started)
             measured[str(batch)] = round(statistics.median(times) / batch * 1000, 3)
         return measured

@@ -51,13 +51,13 @@ def evaluate(
     """
     from medloom.data.scan import scan
     from medloom.data.sources import open_dataset
-    from medloom.deployment.bundle import load
+    from medloom.deployment.bundle import load_classifier
     from medloom.evaluation.summary import summarise
 
     if name is not None and not NAME.fullmatch(name):
         raise UsageError("U219", name, "not a name for an evaluation", "Use letters, digits, '.', '_' and '-'")
     renames = _renames(relabel)
-    bundle = load(run)
+    bundle = load_classifier(run)
     home = RunDirectory(Path(run))
     is_run = home.recipe.exists()
     if out is None and not is_run:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from medloom.blocks.selection import check_keep
-from medloom.deployment.bundle import Bundle, load
+from medloom.deployment.bundle import Bundle, load_classifier
 from medloom.deployment.export import restore_model
 from medloom.deployment.runtime import Pipeline, Prediction
 from medloom.errors import DataError, ModelError, UsageError
@@ -82,7 +82,7 @@ def explain(
         raise UsageError("U208", "option limit", f"{limit} images are none", "Give a number from 1 on")
     out = Path(out)
     _check_free(out)
-    opened = bundle if isinstance(bundle, Bundle) else load(bundle, threads=threads)
+    opened = bundle if isinstance(bundle, Bundle) else load_classifier(bundle, threads=threads)
     model = restore_model(opened)
     own = getattr(model, "keep_rate", None)
     _set_keep(model, opened, keep)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
-from medloom.deployment.bundle import load
+from medloom.deployment.bundle import load_classifier
 from medloom.deployment.export import restore_model
 from medloom.errors import UsageError
 from medloom.files import sha256_file
@@ -55,7 +55,7 @@ def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tu
     """
     if recipe.distill.teacher is None:
         return None, ""
-    bundle = load(recipe.distill.teacher)
+    bundle = load_classifier(recipe.distill.teacher)
     place = f"distill.teacher {recipe.distill.teacher}"
     classes = tuple(prepared.dataset.classes)
     if bundle.classes != classes:

@@ -15,18 +15,20 @@ from typing import Any, Literal
 from medloom.data.dicom_archive import count_members, is_archive, read_archive
 from medloom.data.formats import SUFFIXES, is_candidate
 from medloom.deployment.bundle import Bundle, load
+from medloom.deployment.bundle_segmenter import SegmenterBundle
 from medloom.deployment.runtime import Picture, Prediction
 from medloom.errors import DataError, UsageError
 from medloom.files import write_bytes
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress, Report
+from medloom.workflows.segment import segment
 
 NOTICE = "Research software, not a medical device."
 EXCLUDE_LIMIT = 0.01  # as data.exclude_limit: the share of refused images above which the exit status is 3
 
 
 def predict(
-    bundle: str | Path | Bundle,
+    bundle: str | Path | Bundle | SegmenterBundle,
     paths: Sequence[str | Path],
     *,
     out: str | Path | None = None,
@@ -42,8 +44,10 @@ def predict(
     Every image has a row, in the order given (below a folder: sorted by path); one that cannot be used has its code in
     place of an answer. The file, if any, is written whole or not at all.
 
+    A bundle that draws masks writes them into the folder ``out``; see ``workflows.segment``.
+
     Args:
-        out: file to write; without it the table is the printed text.
+        out: file to write; without it the table is the printed text. Of a bundle that draws masks, a folder.
         fmt: default, from the ending of ``out``.
         exclude_limit: share of refused images above which ``exit_code`` is 3.
 
@@ -53,8 +57,19 @@ def predict(
         ModelError: the bundle is refused (``medloom.load``).
         ResourceError: T404, T405 ``out`` cannot be written.
     """
+    model = load(bundle, threads=threads) if isinstance(bundle, str | Path) else bundle
+    if isinstance(model, SegmenterBundle):
+        return segment(
+            model,
+            paths,
+            out=out,
+            walk=lambda folder: list(_below(folder)),
+            notice=NOTICE,
+            exclude_limit=exclude_limit,
+            progress=progress,
+            quiet=quiet,
+        )
     kind = _format(out, fmt)
-    model = bundle if isinstance(bundle, Bundle) else load(bundle, threads=threads)
     files, passed_over = find_images(paths)
     total = sum(count_members(file) if is_archive(file) else 1 for file in files)
     answers: list[Prediction] = []

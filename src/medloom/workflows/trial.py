@@ -17,7 +17,7 @@ from torch import nn
 from medloom.config import Recipe, load_recipe
 from medloom.data.cache import DevicePixels
 from medloom.data.preprocess import Preprocess
-from medloom.deployment.bundle import load
+from medloom.deployment.bundle import load_classifier
 from medloom.deployment.export import restore_model
 from medloom.errors import UsageError
 from medloom.files import RunDirectory
@@ -107,7 +107,7 @@ def _teacher(recipe: Recipe, num_classes: int, preprocess: Preprocess, device: t
     """
     if recipe.distill.teacher is None:
         return None
-    bundle = load(recipe.distill.teacher)
+    bundle = load_classifier(recipe.distill.teacher)
     theirs = (len(bundle.classes), bundle.preprocess.in_chans, tuple(bundle.preprocess.size))
     if theirs != (num_classes, preprocess.in_chans, tuple(preprocess.size)):
         told = f"it has {theirs[0]} classes, {theirs[1]} channels and input of {theirs[2][0]} x {theirs[2][1]} pixels"

@@ -1,0 +1,160 @@
+"""The folder of a bundle, whatever the model answers: found, verified and written in one way."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medloom.data.dicom_header import EXPECTABLE
+from medloom.deployment.bundle_document import (
+    EDITED,
+    FILES,
+    check_hashes,
+    complete,
+    read_document,
+    read_listed,
+    render,
+)
+from medloom.deployment.bundle_files import check_weights, read_weights, refuse_external_data, refuse_pickle
+from medloom.errors import ModelError
+from medloom.files import atomic_directory, write_bytes, write_text
+
+FRAMES = ("refuse", "first")  # of a file of several frames, one answer or none
+TOLERANCE = 1e-4
+"""How far golden logits may be off."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose files are the ones that were written; what they say is not yet judged."""
+
+    root: Path
+    document: Mapping[str, Any]
+    content: Mapping[str, bytes]
+
+
+def open_folder(path: str | Path) -> Opened:
+    """Find a bundle, or the bundle of a run directory, and verify its files.
+
+    Raises:
+        ModelError: C500 no bundle there, C501 pickle, C502 truncated, C503 changed bytes, C504 compressed archive,
+            C506 class names or order, C507 preprocessing, C508 weights that are no numbers, C509 another format
+            version, C510 operating point, X606 external data.
+    """
+    root = _find(Path(path))
+    document, written = read_document(root / "model.json")
+    _refuse_pickles(root)
+    content = {name: read_listed(root / name, document["files"][name]) for name in FILES}
+    check_hashes(root / "model.json", document, written)
+    _check_tensors(root / "model.safetensors", content["model.safetensors"], document)
+    refuse_external_data(root / "model.onnx", content["model.onnx"])
+    return Opened(root, document, content)
+
+
+def write_folder(
+    directory: str | Path,
+    document: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    check: Callable[[Path], object],
+) -> Path:
+    """Write a bundle, open it with ``check`` as a user would, and only then put it in place (X607).
+
+    Raises:
+        ModelError: what ``check`` raises. ResourceError: T404, T405; an older bundle is then untouched.
+    """
+    directory = Path(directory)
+    with atomic_directory(directory) as stage:
+        for file_name, data in files.items():
+            write_bytes(stage / file_name, data)
+        write_text(stage / "model.json", render(complete(document, files)))
+        check(stage)
+    return directory
+
+
+def plain(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as the file will hold it: tuples become lists now."""
+    read: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
+    return read
+
+
+def weights_bytes(weights: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]) -> bytes:
+    """The class names travel inside the weights' own file: one hash covers both (C506)."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.array(tensor, order="C") for name, tensor in weights.items()}
+    return bytes(save(tensors, metadata={name: json.dumps(list(values)) for name, values in labels.items()}))
+
+
+def golden_bytes(**arrays: np.ndarray) -> bytes:
+    """Content of golden.npz, nothing compressed."""
+    out = io.BytesIO()
+    np.savez(out, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def decoding_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are decoded: ``frames``, ``max_megapixels`` and ``expect``.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: they make no sense.
+    """
+    said = document["decoding"]
+    frames, megapixels = said["frames"], float(said["max_megapixels"])
+    expect = {str(k): tuple(map(str, v)) for k, v in said.get("expect", {}).items()}
+    if frames not in FRAMES or not megapixels > 0 or expect.keys() - EXPECTABLE:
+        raise ValueError(f"decoding {frames!r}, {megapixels}, {sorted(expect)}")
+    return {"frames": frames, "max_megapixels": megapixels, "expect": expect}
+
+
+def check_answers(place: Path, found: np.ndarray, expected: np.ndarray, scale: np.ndarray | float, count: int) -> None:
+    """The logits of the golden inputs against those that were recorded.
+
+    Args:
+        scale: how large logits are; ``TOLERANCE`` is relative to it above 1, as a confident network has logits of tens,
+            and float32 rounds those on another CPU.
+        count: golden inputs, for the message.
+
+    Raises:
+        ModelError: C507 further off than ``TOLERANCE``, C508 no numbers.
+    """
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        raise ModelError("C508", place, "the network's golden answers are no numbers", "Train again")
+    off = float((np.abs(found - expected) / np.maximum(1.0, scale)).max())
+    if off > TOLERANCE:
+        problem = f"{count} golden images give answers that are {off:.1e} off (allowed {TOLERANCE:.0e})"
+        raise ModelError("C507", place, problem, "Preprocessing or network changed: export again, or update medloom")
+
+
+def _check_tensors(place: Path, data: bytes, document: Mapping[str, Any]) -> None:
+    tensors, metadata = read_weights(place, data)
+    check_weights(place, tensors)
+    for key, what in (("classes", "classes"), ("label_values", "values")):
+        if key in document and metadata.get(key) != json.dumps(document[key]):
+            problem = f"the weights are of the {what} {metadata.get(key)}, model.json says {document[key]}"
+            raise ModelError("C506", place, problem, EDITED)
+
+
+def _find(path: Path) -> Path:
+    if path.is_file() and path.name == "model.json":
+        path = path.parent
+    if path.is_file():
+        refuse_pickle(path)
+        raise ModelError("C500", path, "this is a file, and a bundle is a folder", "Give the folder with model.json")
+    for root in (path, path / "bundle"):
+        if (root / "model.json").is_file():
+            return root
+    if path.is_dir():
+        _refuse_pickles(path)
+    raise ModelError("C500", path, "there is no bundle (no model.json)", "Give a bundle, or a run that has one")
+
+
+def _refuse_pickles(root: Path) -> None:
+    for entry in sorted(root.iterdir()):
+        if entry.is_file():
+            refuse_pickle(entry)
