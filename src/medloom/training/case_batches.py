@@ -97,8 +97,7 @@ class PatchReader:
             for i, case in enumerate(chosen)
         ]
         x_BCXYZ = (torch.stack([x for x, _ in read]) - self.preprocess.mean[0]) / self.preprocess.std[0]
-        x_BCXYZ = x_BCXYZ.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        return Batch(x_BCXYZ, torch.stack([y for _, y in read]).to(self.device), counts, part.last)
+        return Batch(x_BCXYZ.to(self.device), torch.stack([y for _, y in read]).to(self.device), counts, part.last)
 
 
 def share_of(part: Part, world: World) -> tuple[slice, bool]:

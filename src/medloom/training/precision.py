@@ -17,9 +17,9 @@ machine, DenseNet, ConvNeXt and HATR 24 to 32; a ViT does not mind."""
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """The order of a network's weights and of its input: channels last, also of volumes."""
+    """The order of a network's weights: channels last; of volumes as they come, where it gains nothing (3 percent)."""
     volumes = any(parameter.ndim == 5 for parameter in model.parameters())
-    return torch.channels_last_3d if volumes else MEMORY_FORMAT
+    return torch.contiguous_format if volumes else MEMORY_FORMAT
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -34,7 +34,7 @@ def case_logits(
     """
 
     def answer(x_BCP: np.ndarray) -> np.ndarray:
-        order = torch.channels_last_3d if x_BCP.ndim == 5 else torch.channels_last
+        order = torch.contiguous_format if x_BCP.ndim == 5 else torch.channels_last
         x = torch.from_numpy(np.ascontiguousarray(x_BCP)).to(device).contiguous(memory_format=order)
         with autocast(device, amp):
             logits_BKP = model(x)

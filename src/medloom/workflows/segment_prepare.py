@@ -47,11 +47,13 @@ class StoredCase:
     """One case on the grid of its file: what an answer is brought back to and judged on.
 
     Attributes:
-        labels: positions ``(H, W)`` or ``(X, Y, Z)``, in the axis order of the file.
+        image: pixels ``(H, W)`` or ``(H, W, 3)``, or voxels ``(X, Y, Z)`` to the right, anterior and superior.
+        labels: positions ``(H, W)`` or ``(X, Y, Z)``, likewise.
         spacing: mm of a pixel or voxel along those axes; None where the file states none.
         volume: as read; None of an image.
     """
 
+    image: np.ndarray
     labels: np.ndarray
     spacing: tuple[float, ...] | None
     volume: Volume | None
@@ -156,8 +158,9 @@ def stored_case(prepared: PreparedCases, record: Record, recipe: Recipe) -> Stor
     if isinstance(grid, Preprocess):
         image = decode(dataset, record, recipe.data)
         labels = picture_labels(dataset, record, image.pixels.shape[:2], recipe.data.max_megapixels)
-        return StoredCase(labels, record.spacing, None)
+        return StoredCase(image.pixels, labels, record.spacing, None)
     volume = read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
     mask = volume_labels(dataset, record, volume, grid.prefer)
     # Judged upright, so that spacing and planes mean the same in every case.
-    return StoredCase(canonical(mask).array, canonical(volume).spacing, volume)
+    upright = canonical(volume)
+    return StoredCase(upright.array, canonical(mask).array, upright.spacing, volume)

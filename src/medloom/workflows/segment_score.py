@@ -19,8 +19,9 @@ from medloom.data.volumes import Volume, canonical
 from medloom.evaluation.case_table import Case, CaseTable, case_table
 from medloom.evaluation.mean_shape import MeanShape, mean_shape
 from medloom.evaluation.segmentation import score_case, units
-from medloom.evaluation.segmentation_summary import summarise_segmentation
+from medloom.evaluation.segmentation_summary import notable_cases, summarise_segmentation
 from medloom.files import RunDirectory, write_json
+from medloom.reporting.overlays import case_picture, case_views, write_case_pictures
 from medloom.training.predict_cases import case_logits
 from medloom.workflows import score
 from medloom.workflows.progress import Progress
@@ -54,6 +55,7 @@ def judge(
         score.open_test(run, "training run", prepared.dataset.hash())
         test = _table(model, recipe, prepared, "test", device, trivial, keep=keep, quiet=quiet)
         test.write_csv(run.cases("test"))
+    _pictures(model, recipe, run, prepared, test if test is not None else validation, device, keep=keep)
     metrics = summarise_segmentation(test, validation=validation, config=recipe.evaluation, seed=recipe.train.seed)
     metrics["segmentation"] |= {"postprocessing": decided}
     metrics["test_scorings"] = score.scorings(run)
@@ -121,3 +123,25 @@ def _table(
             cases.append(Case(record.id, record.patient, record.site, values, distance, size))
             step(len(cases), len(rows))
     return case_table(cases, names, split=split, tolerance=recipe.segmentation.tolerance)
+
+
+def _pictures(
+    model: nn.Module,
+    recipe: Recipe,
+    run: RunDirectory,
+    prepared: PreparedCases,
+    table: CaseTable,
+    device: torch.device,
+    *,
+    keep: bool,
+) -> None:
+    """Store the worst, the middle and the best cases for the report, answered once more."""
+    row_of = {record.id: row for row, record in enumerate(prepared.dataset.records)}
+    drawn = []
+    for group, ids in notable_cases(table).items():
+        for identity in ids:
+            row = row_of[identity]
+            case = stored_case(prepared, prepared.dataset.records[row], recipe)
+            found = answer(model, recipe, prepared, row, case, device, keep=keep)
+            drawn.append(case_picture(table, identity, group, case_views(case.image, case.labels, found, case.spacing)))
+    write_case_pictures(run, drawn)
