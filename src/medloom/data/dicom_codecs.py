@@ -123,7 +123,7 @@ def _native(
         raise DataError("M208", header.place, f"{told}, and {len(data):,} are there", _COPY)
     part = data[frame * values * size : (frame + 1) * values * size]
     if size == 2:
-        raw = np.frombuffer(part, "<u2" if stream.little else ">u2").astype(np.uint16)
+        raw: np.ndarray = np.frombuffer(part, "<u2" if stream.little else ">u2").astype(np.uint16)
     else:
         raw = np.frombuffer(part, np.uint8)
         # PS3.5 annex A.3: as OW, two pixels are one word, and its bytes change places. Frames of odd size share one.

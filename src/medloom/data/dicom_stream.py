@@ -238,7 +238,7 @@ class _Walker:
         return tuple(items), at
 
     def _fragments(self, at: int, end: int) -> tuple[tuple[memoryview, ...], int]:
-        fragments = []
+        fragments: list[memoryview] = []
         while at < end:
             tag, _, length, value = self.header(at)
             if tag == _SEQUENCE_END and length == 0:

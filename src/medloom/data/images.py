@@ -83,7 +83,7 @@ def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:
             max_megapixels=config.max_megapixels,
             frame=record.index or 0,
             place=record.id,
-            expect=config.expect,
+            expect={str(name): words for name, words in config.expect.items()},
         )
         if BURNED_IN in image.notes and config.burned_in == "exclude":
             told = (
