@@ -413,6 +413,17 @@ def test_a_preamble_that_imitates_another_format_is_dicom_all_the_same() -> None
     assert read_image_bytes(b"II*\0" + data[4:], "dual").file_type == "dicom"
 
 
+def test_M215_the_real_files_with_wrong_tags_are_the_ones_refused(real_data: Path) -> None:
+    expect = {"modality": ("DX", "CR"), "body_part": ("CHEST",)}
+    told = {}
+    for path in sorted((real_data / "dicom").glob("*.dcm")):
+        try:
+            decode_file(path, expect=expect)
+        except DataError as problem:
+            told[path.name] = problem.problem.split(",")[0]
+    assert sorted(told.values()) == ["BodyPartExamined is RIBCAGE", "Modality is CT"]
+
+
 def test_M201_a_real_film_and_its_honest_negative_are_one_picture(real_data: Path) -> None:
     film = decode_file(real_data / "dicom" / "test2.dcm").pixels
     tags = {"PhotometricInterpretation": "MONOCHROME1", "BurnedInAnnotation": "NO"}

@@ -220,7 +220,7 @@ class _Walker:
         return Element(vr, self.data[value : value + length]), value + length
 
     def _items(self, at: int, end: int, depth: int, *, closed: bool) -> tuple[tuple[dict[int, Element], ...], int]:
-        items = []
+        items: list[dict[int, Element]] = []
         while at < end:
             tag, _, length, value = self.header(at)
             if closed and tag == _SEQUENCE_END and length == 0:
