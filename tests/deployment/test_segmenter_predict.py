@@ -300,3 +300,51 @@ def test_the_command_writes_masks_and_prints_json(
     wrong = medloom("predict", flat, scans, "--out", tmp_path / "masks.csv")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error[U215]")
+
+
+def test_a_turned_photograph_gets_a_mask_as_it_is_seen(flat: Path, tmp_path: Path) -> None:
+    pixels = golden_images(1, 60, 3)[0][:, :44]
+    sideways = PIL.fromarray(np.rot90(pixels))
+    exif = PIL.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    sideways.save(tmp_path / "turned.png", exif=exif)
+    PIL.fromarray(pixels).save(tmp_path / "upright.png")
+    one, two = load_segmenter(flat).segment([tmp_path / "turned.png", tmp_path / "upright.png"])
+    assert one.mask is not None
+    assert one.mask.shape == (60, 44)
+    np.testing.assert_array_equal(one.mask, two.mask)
+
+
+def test_M217_a_radiograph_of_oblong_pixels_says_where_its_mask_lies(flat: Path, tmp_path: Path) -> None:
+    series(tmp_path / "xr", Volume(golden_images(1, 60, 3)[0].T[:, :, None].astype(np.int16), np.diag([1.0, 2, 1, 1])))
+    answer = load_segmenter(flat).segment(tmp_path / "xr" / "000.dcm")[0]
+    assert answer.mask is not None
+    assert answer.mask.shape == (120, 60)
+    assert answer.notice is not None
+    assert "not square" in answer.notice
+    done = predict(flat, [tmp_path / "xr"], out=tmp_path / "out")
+    assert any("not square" in line for line in done.lines)
+    assert (tmp_path / "out" / "000_mask.png").is_file()
+
+
+def test_memory_does_not_grow_with_classes_times_volume() -> None:
+    import tracemalloc
+
+    from tiny_segmenter import DEEP, PATCH, segmenter_model, segmenter_weights
+
+    from medloom.data.case_answer import Windows
+    from medloom.deployment.runtime import Runtime
+    from medloom.deployment.segmenter import SegmentPipeline
+
+    classes, volume = 24, a_volume((32, 32, 400))
+    onnx = segmenter_model(segmenter_weights(3, classes=classes), PATCH).SerializeToString()
+    names = ("background", *(f"part {k}" for k in range(1, classes)))
+    pipeline = SegmentPipeline(names, tuple(range(classes)), DEEP, Windows(PATCH), False, Runtime(onnx, threads=1))
+    tracemalloc.start()
+    try:
+        pipeline.positions(volume)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    whole = 4 * classes * int(np.prod(DEEP.grid(volume)[0]))
+    assert peak < whole / 2

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from medloom.data.case_answer import Windows, answer_case, answer_slabs
 from medloom.data.case_restore import Case, Grid, planes, restore_case, restore_slabs, to_pixels
 from medloom.data.dicom import is_dicom_file
+from medloom.data.dicom_pixels import SQUARED
 from medloom.data.dicom_series import read_series
 from medloom.data.images import Image
 from medloom.data.largest_piece import keep_largest
@@ -30,6 +31,9 @@ Source = Picture | Volume | Sequence[Path]
 
 Steps = Callable[[int, int, int], None]
 """Called with the case's place in the list, its windows done and its windows in all."""
+
+
+SQUARED_NOTICE = "its pixels are not square: the mask lies on the enlarged picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +155,15 @@ class SegmentPipeline:
         # Millilitres from the determinant: voxels of a sheared grid are no boxes.
         scale = 1.0 if volume is None else abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
         sizes = {self.classes[k]: float(counts[k]) * scale for k in range(1, len(self.classes))}
-        burned = isinstance(case, Image) and BURNED_IN in case.notes
+        notes = case.notes if isinstance(case, Image) else ()
+        told = [text for note, text in ((BURNED_IN, TEXT_NOTICE), (SQUARED, SQUARED_NOTICE)) if note in notes]
         return Segmentation(
             name,
             values[kept],
             sizes,
             "pixels" if volume is None else "ml",
             volume,
-            notice=TEXT_NOTICE if burned else None,
+            notice="; ".join(told) or None,
         )
 
     def _answer(self, case: Case, name: str, probabilities: bool, progress: Callable[[int, int], None]) -> Segmentation:
