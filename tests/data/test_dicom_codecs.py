@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import dataset, meta, picture, written
+import SimpleITK
 from PIL import Image as PIL
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
+from dicom_files import dataset, meta, picture, written
 from medloom.data.dicom import read_dicom
 from medloom.data.dicom_codecs import CODECS, NATIVE, REFUSED, read_frame, syntax_name, to_rgb
 from medloom.data.dicom_header import header_of, pixel_format
@@ -245,3 +246,23 @@ def test_M202_the_documented_matrix_is_the_one_that_holds() -> None:
         assert syntax_name(uid) in text, uid
     for codec in CODECS.values():
         assert codec.package in text
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_M202_lossless_files_of_another_writer(tmp_path: Path, compressor: str, signed: bool) -> None:
+    """SimpleITK writes JPEG Lossless SV1 and JPEG 2000; its own reading is the expectation."""
+    stored = picture(48, 40, 16).astype(np.int32) - (32768 if signed else 0)
+    image = SimpleITK.GetImageFromArray(stored.astype(np.int16 if signed else np.uint16)[None])
+    writer = SimpleITK.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetCompressor(compressor)
+    writer.UseCompressionOn()
+    writer.SetFileName(str(tmp_path / "x.dcm"))
+    writer.Execute(image)
+    data = (tmp_path / "x.dcm").read_bytes()
+    stream = walk_stream(data, "x")
+    assert stream.syntax == {"JPEG": "1.2.840.10008.1.2.4.70", "JPEG2000": "1.2.840.10008.1.2.4.90"}[compressor]
+    header = header_of(stream, "x")
+    raw = read_frame(stream, header, pixel_format(header), 0)
+    assert (raw.view(np.int16 if signed else np.uint16) == stored).all()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK
-from dicom_files import ROOT, dataset, picture, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
@@ -17,8 +16,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 from scipy.spatial.transform import Rotation
 
+from dicom_files import ROOT, dataset, picture, written
 from medloom.data.dicom_series import group_series, read_series
-from medloom.data.volumes import canonical
+from medloom.data.volumes import canonical, write_nifti
 from medloom.errors import DataError
 
 AXIAL = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -102,6 +102,21 @@ def test_oblique_series_lie_where_a_second_reader_puts_them(
 ) -> None:
     along = AXIAL @ Rotation.from_rotvec(turn).as_matrix().T
     assert_as_by_simpleitk(save(tmp_path_factory.mktemp("s"), planes(along=along, step=step)))
+
+
+@pytest.mark.parametrize("along", [AXIAL, SAGITTAL, CORONAL], ids=["axial", "sagittal", "coronal"])
+def test_a_mask_of_a_series_lies_on_it_for_a_second_reader(tmp_path: Path, along: np.ndarray) -> None:
+    folder = save(tmp_path / "s", planes(along=along))
+    volume = canonical(read_series(folder))
+    mask = (volume.array > 0).astype(np.uint8)
+    write_nifti(tmp_path / "mask.nii.gz", volume.to_stored(mask), volume)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image, drawn = reader.Execute(), SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz"))
+    laid = SimpleITK.Resample(drawn, image, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 9)
+    values = SimpleITK.GetArrayFromImage(image)
+    assert 0.1 < (values > 0).mean() < 0.9
+    assert (SimpleITK.GetArrayFromImage(laid) == (values > 0)).all()
 
 
 def test_values_are_rescaled_and_order_is_by_position(tmp_path: Path) -> None:
