@@ -96,7 +96,7 @@ def test_a_patient_of_both_sites_is_left_out() -> None:
         ({"test_sites": ("s0", "s1")}, "one site at least"),
     ],
 )
-def test_U229_what_cannot_be_divided_so(config: dict[str, object], words: str) -> None:
-    with pytest.raises(UsageError, match="U229") as refused:
+def test_U235_what_cannot_be_divided_so(config: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match="U235") as refused:
         split(dataset(20), **config)
     assert words in str(refused.value)

@@ -22,7 +22,7 @@ def divide(dataset: Dataset, config: DataConfig, notices: list[str]) -> Dataset:
     Records of other sites are left out. Patients of several sites are left out too: they would stand on both sides.
 
     Raises:
-        UsageError: U229, both at once, a fold that is none, more folds than patients, or a site that does not occur.
+        UsageError: U235, both at once, a fold that is none, more folds than patients, or a site that does not occur.
     """
     if config.folds is None and not (config.test_sites or config.train_sites):
         return dataset
@@ -78,4 +78,4 @@ def _patients(records: Iterable[Record]) -> set[str]:
 
 
 def _refuse(place: str, problem: str, remedy: str) -> None:
-    raise UsageError("U229", place, problem, remedy)
+    raise UsageError("U235", place, problem, remedy)

@@ -79,7 +79,7 @@ def make_splits(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         seed: of training and validation part, and of ``label_fraction``.
 
     Raises:
-        DataError: D115, nothing to train on, or too few patients to carve from. UsageError: U229, see ``folds``.
+        DataError: D115, nothing to train on, or too few patients to carve from. UsageError: U235, see ``folds``.
     """
     notices: list[str] = []
     dataset = divide(dataset, config, notices)

@@ -67,7 +67,7 @@ def cross_validate(
     Folds that are finished are taken as they are, one that was interrupted goes on, with ``resume``.
 
     Raises:
-        UsageError: U212 there is something already and ``resume`` is not set; U229 folds that cannot be cut; and what
+        UsageError: U212 there is something already and ``resume`` is not set; U235 folds that cannot be cut; and what
             ``train`` raises.
     """
     started = time.monotonic()

@@ -68,10 +68,10 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
         UsageError: U228 data without masks; U226 a recipe that contradicts them; T411, on resume, other data.
     """
     path = Path(str(recipe.data.path))
-    scan, found = examine(path, recipe.data, quiet=quiet)
+    scan, found = examine(path, recipe.data, prefer=recipe.volume.prefer, quiet=quiet)
     check_kind(recipe, scan.dataset)
     if not resume:
-        write_audit(scan, found, recipe.data, run.root)
+        write_audit(scan, found, recipe.data, run.root, prefer=recipe.volume.prefer)
     gate(found, recipe.data.accept)
     # How many images a structure has says nothing of how many pixels: no validation part is too small to be kept.
     split = make_splits(scan.dataset, recipe.data.model_copy(update={"min_val_per_class": 1}), recipe.train.seed)
