@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from medloom.blocks.taps import Taps
 from medloom.errors import ModelError, UsageError
+from medloom.models import maxvit_unet
 from medloom.models.maxvit_trunk import stage_windows
 from medloom.models.registry import create_model
 from medloom.models.timm_networks import create_network
@@ -164,11 +165,27 @@ def test_U208_what_cannot_be_built_is_refused(options: dict[str, Any], said: str
     assert said in str(refused.value)
 
 
-def test_published_weights_want_the_published_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medloom.models import maxvit_unet
+@pytest.mark.parametrize("name", ["maxvit_unet_mini", "maxvit_unet_3d_tiny"])
+def test_U208_published_weights_are_not_fetched_for_another_trunk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(maxvit_unet, "create_network", lambda *args, **options: pytest.fail("fetched"))
+    with pytest.raises(UsageError, match=r"U208.*MaxViT-T"):
+        create_model(name, num_classes=2, pretrained=True)
 
-    with torch.device("meta"):
-        network = create_network("maxvit_tiny_tf_224", in_chans=3, image_size=(224, 224))
-    monkeypatch.setattr(maxvit_unet, "create_network", lambda *args, **options: network)
-    with pytest.raises(ModelError, match="C505"):
-        create_model("maxvit_unet_mini", num_classes=2, pretrained=True)
+
+def test_published_weights_fill_the_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def network(name: str, *, pretrained: bool, **options: Any) -> torch.nn.Module:
+        asked.update(options, name=name, pretrained=pretrained)
+        return create_network(name, **options)
+
+    monkeypatch.setattr(maxvit_unet, "create_network", network)
+    torch.manual_seed(0)
+    model = create_model("maxvit_unet", num_classes=2, in_chans=1, image_size=64, pretrained=True)
+    assert asked == {
+        "name": "maxvit_tiny_tf_224", "pretrained": True, "in_chans": 1, "image_size": (224, 224)
+    }  # fmt: skip
+    torch.manual_seed(0)
+    fresh = create_model("maxvit_unet", num_classes=2, in_chans=1, image_size=64)
+    assert not torch.equal(model.trunk.stem.conv2.weight, fresh.trunk.stem.conv2.weight)
+    assert torch.equal(model.head.weight, fresh.head.weight)

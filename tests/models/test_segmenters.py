@@ -175,6 +175,22 @@ def test_gradient_reaches_every_parameter(name: str, x_BCS: torch.Tensor) -> Non
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_a_step_is_the_same_twice(name: str) -> None:
+    """A resumed run owes the bytes of an uninterrupted one: no operation may lack a deterministic form."""
+    x_BCS = golden.images(input_of(name)["in_chans"], CASES[name].odd)
+    gradients = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            torch.manual_seed(0)
+            model = golden.fill(build(name, deep=True)).train()
+            torch.stack([y.square().mean() for y in model.train_outputs(x_BCS).values()]).sum().backward()
+            gradients.append([p.grad for p in model.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+
+
 def test_a_batch_of_one_trains_in_three_dimensions(name: str) -> None:
     if input_of(name)["spatial_dims"] == 2:
         pytest.skip("images come in batches")

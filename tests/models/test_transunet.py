@@ -65,7 +65,7 @@ def test_timms_names_are_translated_for_every_part_that_has_them() -> None:
     assert {key for key in own if key not in taken} == {k for k in own if k.startswith(("bridge", "decoder", "head"))}
     assert all(own[key].shape == value.shape for key, value in taken.items())
     assert "without class token" in told
-    assert create_model("transunet", num_classes=9, **TINY).translate(network.state_dict()) is None
+    assert create_model("transunet", num_classes=9, **TINY).translate(network.state_dict()) is None, "all or nothing"
 
 
 def test_published_positions_are_laid_out_row_by_row_and_resized() -> None:
@@ -145,6 +145,7 @@ def test_thick_slices_keep_their_axis() -> None:
         ("transunet_3d", {"strides": [[2, 2, 2]]}, "Give 4 lists of 3 numbers"),
         ("transunet_3d", {"strides": [[1, 1, 1]] * 4}, "a 2 in each list"),
         ("transunet_3d", {"pretrained": True}, "no published weights"),
+        ("transunet_small", {"pretrained": True}, "of the base size"),
     ],
 )
 def test_U208_what_cannot_be_built_is_refused(name: str, options: dict[str, Any], said: str) -> None:

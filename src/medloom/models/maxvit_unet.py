@@ -26,6 +26,7 @@ from medloom.models.timm_networks import create_network
 from medloom.models.weights import adopt
 
 _TIMM_NAME = "maxvit_tiny_tf_224"
+_PUBLISHED = (2, 64, (64, 128, 256, 512), (2, 2, 5, 2), "batch")
 
 
 class MaxViTUNet(nn.Module):
@@ -88,6 +89,13 @@ class MaxViTUNet(nn.Module):
         if norm not in ("batch", "group", "instance"):
             raise UsageError("U208", "option norm", f"{norm!r} is not known", "Choose batch, group or instance")
         check_dims(dims, depths)
+        if pretrained and (spatial_dims, stem_dim, tuple(dims), tuple(depths), norm) != _PUBLISHED:
+            raise UsageError(
+                "U208",
+                "option pretrained",
+                "the published weights are of MaxViT-T, for images, with batch norm",
+                "Use maxvit_unet with its default dims, depths, stem_dim and norm, or leave pretrained away",
+            )
         steps = stage_strides(strides, spatial_dims)
         windows = stage_windows(window, spatial_size(image_size, spatial_dims), steps)
         self.checkpointing = checkpointing

@@ -33,6 +33,7 @@ from medloom.models.weights import adopt
 STRIDE = 16
 _TIMM_NAME = "vit_base_r50_s16_224.orig_in21k"
 _TIMM_TRUNK = "patch_embed.backbone."
+_PUBLISHED = ("bottleneck", (3, 4, 9), 64, 768, 12, 12)
 
 
 class TransUNet(nn.Module):
@@ -79,6 +80,9 @@ class TransUNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(unit, units, decoder_dims, embed_dim, num_heads)
+        if pretrained and (unit, tuple(units), width, embed_dim, depth, num_heads) != _PUBLISHED:
+            remedy = "Use transunet with its default trunk and transformer, or leave pretrained away"
+            raise UsageError("U208", "option pretrained", "the published weights are of the base size", remedy)
         self.trunk = StandardizedResNet(in_chans, unit=unit, units=units, width=width)
         *skips, last = self.trunk.channels
         self.patch_embed = PatchEmbedding(last, embed_dim, patch_size=1)
