@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import NATIVE, dataset, picture, radiograph, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PIL
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
+from dicom_files import NATIVE, dataset, picture, radiograph, written
 from medloom.data.dicom import read_dicom
 from medloom.data.dicom_pixels import OVERLAY, OWN_RANGE, SIGMOID, SQUARED, STORED_RANGE, VOI_TABLE, WINDOW
 from medloom.data.images import Image, decode_file, read_image_bytes

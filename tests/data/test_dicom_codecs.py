@@ -221,6 +221,16 @@ def test_M211_a_compressed_frame_cut_anywhere(uid: UID) -> None:
         assert refused(compressed(made, uid, [cut])).code == "M211", share
 
 
+def test_M211_rle_data_that_are_too_long_are_damaged_whatever_the_filter_of_warnings() -> None:
+    made = pydicom.dcmread(io.BytesIO(by_pydicom(picture(), RLELossless, 12)))
+    made.Rows = 20
+    data = written(made, RLELossless)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert refused(data).code == "M211"
+    assert not told
+
+
 def test_M211_pixels_of_another_syntax_than_the_header_says() -> None:
     frame = jpeg(picture(64, 64, 8))
     for uid in CODECS:

@@ -58,7 +58,9 @@ def free_bytes(data: bytes) -> np.ndarray:
     stream = walk_stream(data, "x")
     for tag, element in header_of(stream, "x").elements.items():
         for view in (element.value, *(element.fragments or ())):
-            if (tag in SHOWN or tag == 0x7FE00010) and view.obj is data:
+            # A JPEG-LS stream has no sign of its own that could contradict the header's.
+            unsure = tag == 0x00280103 and stream.syntax == JPEGLSLossless
+            if (unsure or tag in SHOWN or tag == 0x7FE00010) and view.obj is data:
                 start = np.frombuffer(view, np.uint8).ctypes.data - np.frombuffer(data, np.uint8).ctypes.data
                 free[start : start + len(view)] = len(view) > 0
     return free

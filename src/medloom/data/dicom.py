@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medloom.data.dicom_codecs import NATIVE, read_frame
+from medloom.data.dicom_codecs import keeps_containers, read_frame
 from medloom.data.dicom_header import (
     GREY,
     PALETTE,
@@ -120,7 +120,7 @@ def displayed(
     raw = read_frame(stream, header, fmt, frame)
     if fmt.samples == 3:
         return raw, 8, ()
-    codes, overlays = stored_codes(raw, header, fmt, native=stream.syntax in NATIVE)
+    codes, overlays = stored_codes(raw, header, fmt, whole=keeps_containers(stream.syntax))
     marks = (OVERLAY,) if overlays else ()
     if fmt.photometric == PALETTE:
         colours, notes = palette_colours(codes, header, fmt)

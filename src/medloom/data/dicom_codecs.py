@@ -87,6 +87,11 @@ def syntax_name(uid: str) -> str:
     return NATIVE.get(uid) or (codec.name if codec else REFUSED.get(uid, f"transfer syntax {uid[:64]}"))
 
 
+def keeps_containers(uid: str) -> bool:
+    """Whether a syntax stores the bits above the significant ones too: the uncompressed ones and RLE do."""
+    return uid in NATIVE or not CODECS[uid].frame_types
+
+
 def read_frame(stream: Stream, header: Header, fmt: PixelFormat, frame: int) -> np.ndarray:
     """Samples of one frame as they are stored: ``(H, W)`` uint8 or uint16 codes, or ``(H, W, 3)`` uint8 RGB.
 
@@ -264,10 +269,11 @@ def _decode(uid: str, codec: Codec, data: bytes, header: Header, fmt: PixelForma
         "apply_j2k_sign_correction": False,
         "apply_jls_sign_correction": False,
     }
-    if fmt.samples > 1:
-        # Of colours pydicom has opinions, told as warnings; filters of warnings belong to the whole process.
+    if fmt.samples > 1 or not codec.frame_types:
+        # Of colours pydicom has opinions, told as warnings; of RLE data that are too long, a warning is all it has, and
+        # here they are damaged. Filters of warnings belong to the whole process: hence the lock.
         with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore" if codec.frame_types else "error")
             return _called(decoder, encapsulate([data]), plugin, codec, header, fmt, options)
     return _called(decoder, encapsulate([data]), plugin, codec, header, fmt, options)
 

@@ -37,8 +37,11 @@ _REPAIR = "Export it again from the archive, or list it in data.exclude"
 _MODALITY_TABLES, _VOI_TABLES = 0x00283000, 0x00283010
 
 
-def stored_codes(raw: np.ndarray, header: Header, fmt: PixelFormat, *, native: bool) -> tuple[np.ndarray, bool]:
+def stored_codes(raw: np.ndarray, header: Header, fmt: PixelFormat, *, whole: bool) -> tuple[np.ndarray, bool]:
     """Grey samples without the bits above ``BitsStored``, as unsigned codes, and whether overlays were in those.
+
+    Args:
+        whole: the upper bits were stored too, so that they must extend a sign; most codecs keep the lower ones alone.
 
     Raises:
         DataError: M209, bits are set there that no overlay declares (a wrong depth or sign in the header).
@@ -56,7 +59,7 @@ def stored_codes(raw: np.ndarray, header: Header, fmt: PixelFormat, *, native: b
     if fmt.signed:
         ones = (1 << (fmt.allocated - fmt.stored)) - 1 & ~overlays
         negative = codes >> (fmt.stored - 1) == 1
-        good = (high == np.where(negative, ones, 0)) | (~np.bool_(native) & (high == 0))
+        good = (high == np.where(negative, ones, 0)) | (~np.bool_(whole) & (high == 0))
     else:
         good = high == 0
     if not good.all():

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from medloom.data.dicom import MAX_FILE, frame_groups, is_dicom_file
-from medloom.data.dicom_codecs import NATIVE, read_frame
+from medloom.data.dicom_codecs import keeps_containers, read_frame
 from medloom.data.dicom_header import (
     GREY,
     Header,
@@ -227,7 +227,7 @@ def _slices(stream: Stream, header: Header) -> list[Slice]:
 
 def _values(stream: Stream, header: Header, fmt: PixelFormat, frame: int, groups: Sequence[Header]) -> np.ndarray:
     raw = read_frame(stream, header, fmt, frame)
-    codes, _ = stored_codes(raw, header, fmt, native=stream.syntax in NATIVE)
+    codes, _ = stored_codes(raw, header, fmt, whole=keeps_containers(stream.syntax))
     table_V, _ = modality_values(code_values(fmt), header, groups)
     if np.array_equal(table_V, np.rint(table_V)) and np.abs(table_V).max() < 2**31:
         return table_V.astype(np.int32)[codes]
