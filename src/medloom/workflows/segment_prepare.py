@@ -10,7 +10,8 @@ import numpy as np
 
 from medloom.config import Recipe
 from medloom.data.audit import gate
-from medloom.data.case_cache import Case, Cases, build_cases
+from medloom.data.case_cache import Cases, build_cases
+from medloom.data.case_restore import Case, Grid
 from medloom.data.images import decode
 from medloom.data.label_maps import picture_labels, volume_labels
 from medloom.data.mask_geometry import mask_to_model, require_restorable
@@ -19,14 +20,12 @@ from medloom.data.records import Dataset, Record, read_csv
 from medloom.data.splits import make_splits
 from medloom.data.structures import require_structures
 from medloom.data.volume_preprocess import VolumePreprocess, pixel_statistics
-from medloom.data.volumes import Volume, canonical, is_volume, read_nifti
+from medloom.data.volumes import canonical, is_volume, read_nifti
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.audit import examine, write_audit
 from medloom.workflows.prepare import cache_folder
 from medloom.workflows.progress import Progress
-
-Grid = Preprocess | VolumePreprocess
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +49,13 @@ class StoredCase:
         image: pixels ``(H, W)`` or ``(H, W, 3)``, or voxels ``(X, Y, Z)`` to the right, anterior and superior.
         labels: positions ``(H, W)`` or ``(X, Y, Z)``, likewise.
         spacing: mm of a pixel or voxel along those axes; None where the file states none.
-        volume: as read; None of an image.
+        file: the image, or the volume as it was read.
     """
 
     image: np.ndarray
     labels: np.ndarray
     spacing: tuple[float, ...] | None
-    volume: Volume | None
+    file: Case
 
 
 def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> PreparedCases:
@@ -123,7 +122,7 @@ def load_cases(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Pr
     if holds_volumes(dataset):
         grid = VolumePreprocess.from_config(recipe.volume)
 
-        def volume_case(record: Record) -> Case:
+        def volume_case(record: Record) -> tuple[np.ndarray, np.ndarray]:
             volume = read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
             mask = volume_labels(dataset, record, volume, grid.prefer)
             return grid.to_uint16(volume), grid.labels(mask, tuple(range(len(dataset.classes))))
@@ -137,7 +136,7 @@ def load_cases(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Pr
     flat = Preprocess.from_config(recipe.preprocess)
     require_restorable(flat)
 
-    def image_case(record: Record) -> Case:
+    def image_case(record: Record) -> tuple[np.ndarray, np.ndarray]:
         image = decode(dataset, record, recipe.data)
         labels = picture_labels(dataset, record, image.pixels.shape[:2], recipe.data.max_megapixels)
         pixels = np.moveaxis(flat.to_uint8(image), -1, 0)
@@ -158,7 +157,7 @@ def stored_case(prepared: PreparedCases, record: Record, recipe: Recipe) -> Stor
     if isinstance(grid, Preprocess):
         image = decode(dataset, record, recipe.data)
         labels = picture_labels(dataset, record, image.pixels.shape[:2], recipe.data.max_megapixels)
-        return StoredCase(image.pixels, labels, record.spacing, None)
+        return StoredCase(image.pixels, labels, record.spacing, image)
     volume = read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
     mask = volume_labels(dataset, record, volume, grid.prefer)
     # Judged upright, so that spacing and planes mean the same in every case.

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
+from medloom.data.case_restore import restore_case
 from medloom.data.largest_piece import keep_largest
-from medloom.data.mask_geometry import restore_mask
-from medloom.data.preprocess import Preprocess
 from medloom.data.volumes import Volume, canonical
+from medloom.deployment.export_segmenter import export_segmenter
 from medloom.evaluation.case_table import Case, CaseTable, case_table
 from medloom.evaluation.mean_shape import MeanShape, mean_shape
 from medloom.evaluation.segmentation import score_case, units
@@ -29,6 +29,9 @@ from medloom.workflows.segment_prepare import PreparedCases, StoredCase, stored_
 
 SHAPES = 200
 """Training masks, evenly spaced, that the mean shape is made of."""
+
+PARITY_CASES = 6
+"""Validation cases that export is proved on; every pixel of each counts."""
 
 
 def judge(
@@ -82,14 +85,49 @@ def answer(
     grid = prepared.preprocess
     classes = len(prepared.dataset.classes)
     logits_KS = case_logits(model, prepared.cases.pixels[row], grid, recipe.segmentation, classes, device)
-    if isinstance(grid, Preprocess):
-        height, width = case.labels.shape
-        positions = restore_mask(logits_KS, grid, (height, width))
-    else:
-        assert case.volume is not None
-        stored = grid.restore(logits_KS, case.volume)
-        positions = canonical(Volume(stored, case.volume.affine)).array
+    positions = restore_case(logits_KS, grid, case.file)
+    if isinstance(case.file, Volume):
+        positions = canonical(Volume(positions, case.file.affine)).array
     return keep_largest(positions) if keep else positions
+
+
+def bundle(
+    model: nn.Module,
+    recipe: Recipe,
+    run: RunDirectory,
+    prepared: PreparedCases,
+    metrics: dict[str, Any],
+    architecture: dict[str, Any],
+) -> None:
+    """Export the model, proved on validation cases from file to mask."""
+    dataset, settings = prepared.dataset, recipe.segmentation
+    validation = dataset.select("val")
+    chosen = np.linspace(0, len(validation) - 1, min(PARITY_CASES, len(validation)), dtype=int)
+    export_segmenter(
+        model,
+        run.bundle,
+        name=recipe.name,
+        architecture=architecture,
+        classes=dataset.classes,
+        label_values=dataset.label_values,
+        preprocess=prepared.preprocess,
+        segmentation={
+            "patch": settings.patch,
+            "overlap": settings.overlap,
+            "mirror": settings.mirror,
+            "keep_largest": metrics["segmentation"]["postprocessing"]["keep_largest"],
+        },
+        cases=[validation.file(validation.records[i]) for i in chosen],
+        decoding=recipe.data.decoding(),
+        provenance={
+            "data": dataset.hash(),
+            "recipe": recipe.hash,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "training images": len(prepared.rows("train")),
+            "accepted": list(recipe.data.accept),
+        },
+        metrics=metrics,
+    )
 
 
 def _table(
