@@ -26,6 +26,7 @@ from medloom.deployment.bundle_folder import (
     weights_bytes,
     write_folder,
 )
+from medloom.deployment.bundle_runtimes import choose, golden_key, network, stated
 from medloom.deployment.bundle_segmenter import SegmenterBundle, segmenter_of
 from medloom.deployment.card import render_card
 from medloom.deployment.runtime import TASKS, Picture, Pipeline, Prediction, Runtime
@@ -153,11 +154,12 @@ def write_bundle(
     return write_folder(directory, document, files, load)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Bundle | SegmenterBundle:
+def load(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Bundle | SegmenterBundle:
     """Open a bundle, or the bundle of a run directory, and verify it.
 
     Args:
         threads: of the runtime; default, the cores that this process may use.
+        runtime: ``onnx`` or ``openvino``; default, the fastest that the bundle has files for and this machine has.
 
     Returns:
         A ``Bundle``, which predicts classes, or a ``SegmenterBundle``, which draws masks.
@@ -166,32 +168,38 @@ def load(path: str | Path, *, threads: int | None = None) -> Bundle | SegmenterB
         ModelError: C500 no bundle there, C501 pickle, C502 truncated, C503 changed bytes, C504 compressed archive,
             C505 parts that do not fit each other, C506 class names or order, C507 preprocessing or golden answers,
             C508 weights that are no numbers, C509 another format version, C510 operating point, X606 external data.
+        UsageError: U210, U243 the runtime that was asked for.
     """
     opened = open_folder(path)
-    return segmenter_of(opened, threads) if opened.document["task"] == SEGMENTATION else _classifier(opened, threads)
+    if opened.document["task"] == SEGMENTATION:
+        return segmenter_of(opened, threads, runtime)
+    return _classifier(opened, threads, runtime)
 
 
-def load_classifier(path: str | Path, *, threads: int | None = None) -> Bundle:
+def load_classifier(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Bundle:
     """The same where classes are wanted.
 
     Raises:
         ModelError: C515 a bundle that draws masks; what ``load`` raises.
     """
-    bundle = load(path, threads=threads)
+    bundle = load(path, threads=threads, runtime=runtime)
     if isinstance(bundle, SegmenterBundle):
         told = "it draws masks, and a model that answers with classes is wanted here"
         raise ModelError("C515", bundle.root, told, "Give the bundle of a classifier, or use medloom predict")
     return bundle
 
 
-def _classifier(opened: Opened, threads: int | None) -> Bundle:
+def _classifier(opened: Opened, threads: int | None, runtime: str | None) -> Bundle:
     root, document = opened.root, opened.document
-    pipeline = _pipeline(root, document, opened.content["model.onnx"], threads)
-    _check_golden(root / "golden.npz", opened.content["golden.npz"], pipeline)
+    name = choose(document, runtime, root)
+    pipeline = _pipeline(root, document, network(root, document, opened.content, name, threads))
+    tolerance = float(stated(document)[name]["tolerance"])
+    answers = golden_key(document, name, "logits")
+    _check_golden(root / "golden.npz", opened.content["golden.npz"], pipeline, answers, tolerance)
     return Bundle(root, document, pipeline)
 
 
-def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int | None) -> Pipeline:
+def _pipeline(root: Path, document: Mapping[str, Any], runtime: Runtime) -> Pipeline:
     place, point = root / "model.json", document["operating_point"]
     try:
         preprocess = Preprocess.from_dict(document["preprocess"])
@@ -210,7 +218,6 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
         raise ModelError("C510", place, text, EDITED)
     if len(set(classes)) != len(classes):
         raise ModelError("C505", place, f"classes {list(classes)}", EDITED)
-    runtime = Runtime(onnx, threads=threads, place=str(root / "model.onnx"))
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
     given = (runtime.num_classes, runtime.in_chans, runtime.size)
     if wanted != given or runtime.masks:
@@ -220,15 +227,16 @@ def _pipeline(root: Path, document: Mapping[str, Any], onnx: bytes, threads: int
     return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, **decoding)
 
 
-def _check_golden(place: Path, data: bytes, pipeline: Pipeline) -> None:
+def _check_golden(place: Path, data: bytes, pipeline: Pipeline, key: str, tolerance: float) -> None:
     """The recorded images, through the whole path, must give the recorded answers (C507)."""
     arrays = read_arrays(place, data)
-    images, expected_NK = arrays.get("images"), arrays.get("logits")
+    images, expected_NK = arrays.get("images"), arrays.get(key)
     if images is None or expected_NK is None or expected_NK.shape != (len(images), len(pipeline.classes)):
         raise ModelError("C505", place, "golden images and answers do not fit the classes", EDITED)
-    answers = list(pipeline.stream(images))
+    # One by one: that is how most are asked, and a runtime that prepares itself per batch does it but once.
+    answers = list(pipeline.stream(images, batch_size=1))
     refused = next((a.problem for a in answers if a.error), None if answers else "there is none")
     if refused:
         raise ModelError("C507", place, f"golden images are refused: {refused}", EDITED)
     found_NK = np.array([list(a.logits.values()) for a in answers])
-    check_answers(place, found_NK, expected_NK, np.abs(expected_NK), len(answers))
+    check_answers(place, found_NK, expected_NK, np.abs(expected_NK), len(answers), tolerance)

@@ -6,7 +6,7 @@ The hashes are bindings, not signatures: they find damage, mixing and editing; t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from medloom.files import sha256_bytes, sha256_json
 
 FORMAT = 1
 FILES = ("model.safetensors", "model.onnx", "golden.npz", "CARD.md")
+IR_FILES = ("model.xml", "model.bin")
+"""The same network for OpenVINO: both or none."""
 AGAIN = "Copy the bundle again, or export it again"
 EDITED = "Take the bundle as it was written; to change it, export again"
 LARGEST = 2**24  # bytes; a model.json has some kilobytes
@@ -25,6 +27,7 @@ _KEYS = (
     "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "decoding",
     "expected_input", "licences", "provenance", "latency", "parity", "files", "hashes",
 )  # fmt: skip
+_OPTIONAL = ("runtimes", "quantisation")
 _OF_CLASSIFIERS = ("flip_average", "temperature", "operating_point")
 _OF_SEGMENTERS = ("label_values", "segmentation")
 
@@ -36,7 +39,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 def complete(document: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     """The document with the hashes of the files and of its own parts."""
-    listed = {name: {"bytes": len(files[name]), "sha256": sha256_bytes(files[name])} for name in FILES}
+    listed = {name: {"bytes": len(files[name]), "sha256": sha256_bytes(files[name])} for name in _listed(files)}
     whole = {**document, "files": listed}
     return {**whole, "hashes": _hashes(whole)}
 
@@ -61,12 +64,12 @@ def read_document(path: Path) -> tuple[dict[str, Any], bytes]:
         raise ModelError("C509", path, f"format version {version!r}, and this medloom reads {FORMAT}", remedy)
     keys = (*_KEYS, *(_OF_SEGMENTERS if document.get("task") == SEGMENTATION else _OF_CLASSIFIERS))
     missing = [key for key in keys if key not in document]
-    odd = [key for key in document if key not in keys]
+    odd = [key for key in document if key not in (*keys, *_OPTIONAL)]
     if missing or odd:
         raise ModelError("C503", path, f"missing keys {missing[:5]}, unknown keys {odd[:5]}", EDITED)
     files = document["files"]
-    if not isinstance(files, dict) or set(files) != set(FILES) or not isinstance(document["hashes"], dict):
-        raise ModelError("C503", path, f"it does not list exactly {', '.join(FILES)}", EDITED)
+    if not isinstance(files, dict) or set(files) != set(_listed(files)) or not isinstance(document["hashes"], dict):
+        raise ModelError("C503", path, f"it does not list exactly {', '.join(FILES)}, and of an IR both files", EDITED)
     return document, data
 
 
@@ -115,7 +118,11 @@ def check_hashes(place: Path, document: Mapping[str, Any], written: bytes) -> No
 def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
     """Each part hashed with the model that it belongs to; the last one over everything."""
     files = document["files"]
-    model = [files[name].get("sha256") for name in FILES[:2] if isinstance(files[name], dict)]
+    model = [
+        files[name].get("sha256")
+        for name in (*FILES[:2], *_listed(files)[len(FILES) :])
+        if isinstance(files[name], dict)
+    ]
     body = {key: value for key, value in document.items() if key != "hashes"}
     if document["task"] == SEGMENTATION:
         parts = {
@@ -129,6 +136,11 @@ def _hashes(document: Mapping[str, Any]) -> dict[str, str]:
             "operating_point": [model, document["temperature"], document["operating_point"]],
         }
     return {**{name: sha256_json(part) for name, part in parts.items()}, "document": sha256_json(body)}
+
+
+def _listed(files: Collection[str]) -> tuple[str, ...]:
+    """The files that model.json lists, in order."""
+    return (*FILES, *IR_FILES) if any(name in files for name in IR_FILES) else FILES
 
 
 def _no_constant(name: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from medloom.data.dicom_header import EXPECTABLE
 from medloom.deployment.bundle_document import (
     EDITED,
-    FILES,
+    IR_FILES,
     check_hashes,
     complete,
     read_document,
@@ -22,12 +22,11 @@ from medloom.deployment.bundle_document import (
     render,
 )
 from medloom.deployment.bundle_files import check_weights, read_weights, refuse_external_data, refuse_pickle
+from medloom.deployment.bundle_runtimes import TOLERANCE, check_stated, refuse_foreign_ir
 from medloom.errors import ModelError
 from medloom.files import atomic_directory, write_bytes, write_text
 
 FRAMES = ("refuse", "first")  # of a file of several frames, one answer or none
-TOLERANCE = 1e-4
-"""How far golden logits may be off."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,13 @@ def open_folder(path: str | Path) -> Opened:
     root = _find(Path(path))
     document, written = read_document(root / "model.json")
     _refuse_pickles(root)
-    content = {name: read_listed(root / name, document["files"][name]) for name in FILES}
+    content = {name: read_listed(root / name, document["files"][name]) for name in document["files"]}
     check_hashes(root / "model.json", document, written)
     _check_tensors(root / "model.safetensors", content["model.safetensors"], document)
     refuse_external_data(root / "model.onnx", content["model.onnx"])
+    if IR_FILES[0] in content:
+        refuse_foreign_ir(root / IR_FILES[0], content[IR_FILES[0]], len(content[IR_FILES[1]]))
+    check_stated(root / "model.json", document)
     return Opened(root, document, content)
 
 
@@ -112,22 +114,29 @@ def decoding_of(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"frames": frames, "max_megapixels": megapixels, "expect": expect}
 
 
-def check_answers(place: Path, found: np.ndarray, expected: np.ndarray, scale: np.ndarray | float, count: int) -> None:
+def check_answers(
+    place: Path,
+    found: np.ndarray,
+    expected: np.ndarray,
+    scale: np.ndarray | float,
+    count: int,
+    tolerance: float = TOLERANCE,
+) -> None:
     """The logits of the golden inputs against those that were recorded.
 
     Args:
-        scale: how large logits are; ``TOLERANCE`` is relative to it above 1, as a confident network has logits of tens,
+        scale: how large logits are; ``tolerance`` is relative to it above 1, as a confident network has logits of tens,
             and float32 rounds those on another CPU.
         count: golden inputs, for the message.
 
     Raises:
-        ModelError: C507 further off than ``TOLERANCE``, C508 no numbers.
+        ModelError: C507 further off than ``tolerance``, C508 no numbers.
     """
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         raise ModelError("C508", place, "the network's golden answers are no numbers", "Train again")
     off = float((np.abs(found - expected) / np.maximum(1.0, scale)).max())
-    if off > TOLERANCE:
-        problem = f"{count} golden images give answers that are {off:.1e} off (allowed {TOLERANCE:.0e})"
+    if off > tolerance:
+        problem = f"{count} golden images give answers that are {off:.1e} off (allowed {tolerance:.0e})"
         raise ModelError("C507", place, problem, "Preprocessing or network changed: export again, or update medloom")
 
 

@@ -16,6 +16,7 @@ from medloom.data.volumes import Volume
 from medloom.deployment.bundle_document import EDITED
 from medloom.deployment.bundle_files import read_arrays
 from medloom.deployment.bundle_folder import check_answers
+from medloom.deployment.bundle_runtimes import TOLERANCE
 from medloom.deployment.runtime import open_image
 from medloom.deployment.segmenter import SegmentPipeline
 from medloom.errors import DataError, ModelError
@@ -50,14 +51,20 @@ def thinned(logits_KS: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(logits_KS[(slice(None), *(slice(None, None, step),) * (logits_KS.ndim - 1))])
 
 
-def check_golden(place: Path, data: bytes, pipeline: SegmentPipeline) -> None:
+def check_golden(
+    place: Path, data: bytes, pipeline: SegmentPipeline, *, own: str = "", tolerance: float = TOLERANCE
+) -> None:
     """The recorded inputs, through the whole path, must give the recorded answers.
+
+    Args:
+        own: ending of the names under which this runtime's answers are recorded.
 
     Raises:
         ModelError: C501, C502, C504, C505 the recorded arrays, C507 other answers, C508 answers that are no numbers.
     """
     arrays = read_arrays(place, data)
-    expected, masks = arrays.get("logits"), arrays.get("masks")
+    expected, masks = arrays.get("logits" + own), arrays.get("masks" + own)
+    tie = max(TIE, tolerance)  # coarser arithmetic ties sooner
     try:
         cases = _golden_cases(arrays, pipeline)
     except (KeyError, ValueError, TypeError):
@@ -78,9 +85,9 @@ def check_golden(place: Path, data: bytes, pipeline: SegmentPipeline) -> None:
             told = f"golden images give answers of {found.shape}, and {expected[k].shape} are recorded"
             raise ModelError("C507", place, told, "Preprocessing changed: export again, or update medloom")
         # The largest of the case: behind a hundred layers a logit near 0 is rounded as coarsely as its neighbours.
-        check_answers(place, found, expected[k], float(np.abs(expected[k]).max(initial=0.0)), len(cases))
+        check_answers(place, found, expected[k], float(np.abs(expected[k]).max(initial=0.0)), len(cases), tolerance)
         differing = restore_case(logits_KS, pipeline.preprocess, case) != masks[k]
-        if differing.any() and (lead_at(logits_KS, pipeline.preprocess, case, differing) > TIE).any():
+        if differing.any() and (lead_at(logits_KS, pipeline.preprocess, case, differing) > tie).any():
             told = f"the golden masks differ in {int(differing.sum())} places"
             raise ModelError("C507", place, told, "The way back to the file changed: export again, or update medloom")
 

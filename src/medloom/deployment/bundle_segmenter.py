@@ -27,8 +27,8 @@ from medloom.deployment.bundle_folder import (
     write_folder,
 )
 from medloom.deployment.bundle_golden import check_golden
+from medloom.deployment.bundle_runtimes import choose, golden_key, network, stated
 from medloom.deployment.card_segmenter import render_segmenter_card
-from medloom.deployment.runtime import Runtime
 from medloom.deployment.segmenter import Segmentation, SegmentPipeline, Source, Steps
 from medloom.errors import ModelError, UsageError
 
@@ -92,7 +92,7 @@ class SegmenterBundle:
         return self.pipeline.stream(sources, probabilities=probabilities, progress=progress)  # type: ignore[arg-type]
 
 
-def load_segmenter(path: str | Path, *, threads: int | None = None) -> SegmenterBundle:
+def load_segmenter(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> SegmenterBundle:
     """Open and verify a bundle where masks are wanted.
 
     Raises:
@@ -102,7 +102,7 @@ def load_segmenter(path: str | Path, *, threads: int | None = None) -> Segmenter
     if opened.document["task"] != SEGMENTATION:
         told = "it answers with classes, and a model that draws masks is wanted here"
         raise ModelError("C515", opened.root, told, "Give the bundle of a segmenter")
-    return segmenter_of(opened, threads)
+    return segmenter_of(opened, threads, runtime)
 
 
 def write_segmenter(
@@ -173,18 +173,22 @@ def write_segmenter(
     return write_folder(directory, document, files, load_segmenter)
 
 
-def segmenter_of(opened: Opened, threads: int | None) -> SegmenterBundle:
-    """The model of a folder whose files are whole.
+def segmenter_of(opened: Opened, threads: int | None, runtime: str | None = None) -> SegmenterBundle:
+    """The model of a folder whose files are whole, in the runtime that was asked for, else in the fastest.
 
     Raises:
         ModelError: C505 parts that do not fit each other, C507 golden answers, C508 answers that are no numbers.
+        UsageError: U210, U243 that runtime.
     """
-    pipeline = _pipeline(opened, threads)
-    check_golden(opened.root / "golden.npz", opened.content["golden.npz"], pipeline)
+    name = choose(opened.document, runtime, opened.root)
+    pipeline = _pipeline(opened, name, threads)
+    own = golden_key(opened.document, name, "")
+    tolerance = float(stated(opened.document)[name]["tolerance"])
+    check_golden(opened.root / "golden.npz", opened.content["golden.npz"], pipeline, own=own, tolerance=tolerance)
     return SegmenterBundle(opened.root, opened.document, pipeline)
 
 
-def _pipeline(opened: Opened, threads: int | None) -> SegmentPipeline:
+def _pipeline(opened: Opened, name: str, threads: int | None) -> SegmentPipeline:
     root, document = opened.root, opened.document
     place = root / "model.json"
     try:
@@ -202,7 +206,7 @@ def _pipeline(opened: Opened, threads: int | None) -> SegmentPipeline:
         raise ModelError("C505", place, f"classes {list(classes)[:9]} are stored as {list(values)[:9]}", EDITED)
     if not 0 <= windows.overlap < 1 or (patch is None) != isinstance(grid, Preprocess):
         raise ModelError("C505", place, f"a window of {patch} that overlaps by {windows.overlap}", EDITED)
-    runtime = Runtime(opened.content["model.onnx"], threads=threads, place=str(root / "model.onnx"))
+    runtime = network(root, document, opened.content, name, threads)
     wanted = (len(classes), grid.in_chans, tuple(grid.size) if isinstance(grid, Preprocess) else patch)
     given = (runtime.num_classes, runtime.in_chans, runtime.size)
     if wanted != given or not runtime.masks:

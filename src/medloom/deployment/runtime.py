@@ -5,7 +5,6 @@ Shapes: B images, C channels, H x W pixels, K classes, S the spatial axes of ima
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _ort
 
 from medloom.data.images import MAX_ASPECT, MIN_SIDE, Image, decode_file, read_image_bytes
 from medloom.data.modes import BURNED_IN
 from medloom.data.preprocess import Preprocess
+from medloom.deployment.runtime_engines import OnnxEngine, OpenVinoEngine, usable_cores
 from medloom.errors import DataError, ModelError
 from medloom.evaluation.predictions import probabilities
 
@@ -30,56 +28,62 @@ TASKS = ("binary", "multi_class", "multi_label")  # as evaluation.questions name
 TEXT_NOTICE = "M216: text may be burned into the pixels; answered, but neither store the image nor train on it"
 Picture = str | Path | bytes | np.ndarray | Image
 
-_ORT_ERRORS = tuple(
-    getattr(_ort, name)
-    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-)
-
 
 class Runtime:
-    """An ONNX graph on the CPU: float32 images ``(B, C, H, W)`` or volumes ``(B, C, X, Y, Z)`` to logits, any B.
+    """A network on the CPU: float32 images ``(B, C, H, W)`` or volumes ``(B, C, X, Y, Z)`` to logits, any B.
 
     Logits are ``(B, K)`` of a classifier, ``(B, K, *S)`` of a segmenter, S being the axes of its input.
 
     Args:
-        model: the ONNX file's bytes (its hash was taken of these very bytes, so nothing can change in between).
+        model: the bytes of the ONNX file, or, with ``weights``, those of an OpenVINO .xml (their hash was taken of
+            these very bytes, so nothing can change in between).
         threads: default, the cores that this process may use.
         place: what to call the model in errors.
+        weights: the .bin of an OpenVINO IR.
+        precision: of an OpenVINO IR, of what is not quantised: ``f32`` or ``bf16``.
 
     Raises:
-        ModelError: C505 when ONNX Runtime cannot run it, or it is no such network with a free batch size.
+        ModelError: C505 when the library cannot run it, or it is no such network with a free batch size.
+        UsageError: U210 OpenVINO is wanted and not installed.
     """
 
-    def __init__(self, model: bytes, *, threads: int | None = None, place: str = "model.onnx") -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is raised; the console stays ours
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except _ORT_ERRORS as problem:
-            raise ModelError(
-                "C505", place, f"ONNX Runtime refuses it: {_first_line(problem)}", "Export again"
-            ) from None
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shapes = [(len(i.shape), i.type) for i in (*inputs, *outputs)]
-        lengths = [*inputs[0].shape[1:], *outputs[0].shape[1:]] if inputs and outputs else []
-        kinds = [[(axes, "tensor(float)"), (out, "tensor(float)")] for axes, out in ((4, 2), (4, 4), (5, 5))]
-        fits = shapes in kinds and all(isinstance(n, int) for n in lengths)
-        fits = fits and outputs[0].shape[2:] in ([], inputs[0].shape[2:])
-        if not fits or isinstance(inputs[0].shape[0], int):
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        threads: int | None = None,
+        place: str = "model.onnx",
+        weights: bytes | None = None,
+        precision: str = "f32",
+    ) -> None:
+        self.threads: int = threads or usable_cores()
+        self._engine: OnnxEngine | OpenVinoEngine
+        if weights is None:
+            self._engine = OnnxEngine(model, threads=self.threads, place=place)
+        else:
+            self._engine = OpenVinoEngine(model, weights, threads=self.threads, place=place, precision=precision)
+        self.name = self._engine.name
+        ports = [*self._engine.inputs, *self._engine.outputs]
+        single = len(self._engine.inputs) == len(self._engine.outputs) == 1
+        taken, given = (ports[0][0], ports[-1][0]) if single else ((), ())
+        fits = (
+            single and (len(taken), len(given)) in ((4, 2), (4, 4), (5, 5)) and all(is_float for _, is_float in ports)
+        )
+        fits = fits and all(isinstance(n, int) for n in (*taken[1:], *given[1:]))
+        fits = fits and given[2:] in ((), taken[2:])
+        if not fits or isinstance(taken[0], int):
             raise ModelError(
                 "C505",
                 place,
-                f"inputs and outputs are {shapes}, not images or volumes with a free batch to logits",
+                f"inputs and outputs are {[shape for shape, _ in ports]}, not images or volumes with a free batch to "
+                "logits, all float32",
                 "Export again",
             )
-        self.threads: int = options.intra_op_num_threads
-        self.in_chans, *size = inputs[0].shape[1:]
+        self.in_chans, *size = taken[1:]
         self.size: tuple[int, ...] = tuple(size)
-        self.num_classes = outputs[0].shape[1]
-        self.masks = len(outputs[0].shape) > 2
-        self._place, self._input, self._output = place, inputs[0].name, outputs[0].name
+        self.num_classes: int = given[1]
+        self.masks = len(given) > 2
+        self._place = place
 
     def logits(self, x_BCS: np.ndarray) -> np.ndarray:
         """``(B, K)`` or ``(B, K, *S)`` float32 logits, computed at most ``MAX_BATCH`` inputs at a time.
@@ -95,12 +99,7 @@ class Runtime:
         out_BK = np.empty((len(x_BCS), self.num_classes, *axes), dtype=np.float32)
         for start in range(0, len(x_BCS), MAX_BATCH):
             part = np.ascontiguousarray(x_BCS[start : start + MAX_BATCH], dtype=np.float32)
-            try:
-                out_BK[start : start + len(part)] = self._session.run([self._output], {self._input: part})[0]
-            except _ORT_ERRORS as problem:
-                raise ModelError(
-                    "C505", self._place, f"it fails on {len(part)} images: {_first_line(problem)}", "Export again"
-                ) from None
+            out_BK[start : start + len(part)] = self._engine.run(part)
         return out_BK
 
     def latency(self, *, batches: Sequence[int] = (1, 8), repeats: int = 5) -> dict[str, float]:
@@ -251,11 +250,6 @@ def open_image(
     return decode_file(picture, frames=frames, max_megapixels=max_megapixels, expect=expect)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: ONNX Runtime would count those of the whole host."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _from_array(pixels: np.ndarray, name: str, max_megapixels: float) -> Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -273,7 +267,3 @@ def _from_array(pixels: np.ndarray, name: str, max_megapixels: float) -> Image:
         pixels = pixels[:, :, 0]  # as decoding does it: grey that was stored as colour is grey
     mode = "L" if pixels.ndim == 2 else "RGB"
     return Image(pixels, 8 * pixels.dtype.itemsize, mode, "array", pixels.nbytes)
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
