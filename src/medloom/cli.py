@@ -18,6 +18,7 @@ import typer
 
 from medloom.cli_compare import compare
 from medloom.cli_data import data_app
+from medloom.cli_deploy import export
 from medloom.cli_explain import explain
 from medloom.errors import DataError, MedloomError, UsageError, check_accept
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(explain)
+app.command()(export)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress is silent.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. train.epochs=5.")]
@@ -150,12 +152,13 @@ def predict(
         typer.Option(help="File to write: .csv or .json; default: print CSV. For masks: the folder of masks."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="onnx or openvino; default, the fastest here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Answer for images and volumes, with classes or masks, without torch."""
     from medloom.workflows.predict import predict as run_predict
 
-    done = run_predict(bundle, paths, out=out, threads=threads, quiet=as_json)
+    done = run_predict(bundle, paths, out=out, threads=threads, runtime=runtime, quiet=as_json)
     if done.exit_code:
         first = next(p for p in done.values["predictions"] if p["error"])
         problem = f"{done.values['refused']} of {done.values['images']} images refused, the first: {first['problem']}"

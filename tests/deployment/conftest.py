@@ -12,7 +12,7 @@ import pytest
 from tiny_bundle import parts
 
 from medloom.deployment.bundle import write_bundle
-from medloom.deployment.bundle_document import FILES, complete, render
+from medloom.deployment.bundle_document import complete, render
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def forge() -> Callable[..., None]:
             (bundle / name).write_bytes(data)
         old = json.loads((bundle / "model.json").read_text())
         body = {key: value for key, value in {**old, **document}.items() if key not in ("files", "hashes")}
-        whole = complete(body, {name: (bundle / name).read_bytes() for name in FILES})
+        whole = complete(body, {name: (bundle / name).read_bytes() for name in old["files"]})
         (bundle / "model.json").write_text(render(whole))
 
     return change

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medloom.deployment.bundle_document import EDITED, IR_FILES, SEGMENTATION
+from medloom.deployment.card import exactness, section
 from medloom.deployment.runtime import Runtime
 from medloom.deployment.runtime_engines import ONNX, OPENVINO, TITLES, installed
 from medloom.errors import ModelError, UsageError
@@ -129,12 +130,18 @@ def refuse_foreign_ir(place: object, xml: bytes, weights: int) -> None:
 def card_with_runtimes(card: str, document: Mapping[str, Any]) -> str:
     """The card with its last section, on runtimes, written anew."""
     head = card.split(f"\n{_SECTION}\n")[0].rstrip("\n")
-    unit = "window" if document["task"] == SEGMENTATION else "image"
+    masks = document["task"] == SEGMENTATION
+    unit = "window" if masks else "image"
+    told = exactness(document, *(("file to mask", unit) if masks else ()))
+    # The section on exactness speaks of the network that was replaced.
+    head = re.sub(
+        r"(?s)## Exactness and speed\n.*?(?=\n## |$)", lambda _: section("Exactness and speed", told) + "\n", head
+    )
     lines = [f"| runtime | precision | ms per {unit} at batch | golden tolerance |", "|---|---|---|---|"]
     for name, values in stated(document).items():
         speed = values.get("milliseconds_per_image_at_batch") or {}
-        told = ", ".join(f"{batch}: {each:.4g}" for batch, each in speed.items()) or "not measured"
-        lines.append(f"| {TITLES[name]} | {values['precision']} | {told} | {values['tolerance']:.2g} |")
+        times = ", ".join(f"{batch}: {each:.4g}" for batch, each in speed.items()) or "not measured"
+        lines.append(f"| {TITLES[name]} | {values['precision']} | {times} | {values['tolerance']:.2g} |")
     quantised = (document.get("quantisation") or {}).get("told") or []
     return "\n".join([head, "", _SECTION, "", *lines, *([""] if quantised else []), *quantised]) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,8 @@ def serialised(network: Any, place: object = "model.xml") -> Ir:
 
 
 def _refused(place: object, problem: Exception) -> ExportError:
-    """OpenVINO's text goes on for pages: the line that names the operation is kept."""
-    lines = [" ".join(line.split()) for line in str(problem).splitlines()]
-    named = next((line for line in lines if "operation" in line.lower() and "not" in line.lower()), "")
-    told = f"OpenVINO cannot convert it: {(named or first_line(problem))[:200]}"
+    """OpenVINO's text goes on for pages: what it says of operations is kept."""
+    found = re.findall(r"No conversion rule found for operations: *([^\n]+)", str(problem))
+    named = f"no rule for {', '.join(found)}" if found else first_line(problem)
+    told = f"OpenVINO cannot convert it: {named[:200]}"
     return ExportError("X601", place, told, "Export with --no-openvino, and answer through ONNX Runtime")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medloom.data.cache import finish
+from medloom.deployment.bundle_clean import ask
 from medloom.deployment.runtime import Picture, Pipeline, Prediction
 from medloom.errors import ExportError
 
@@ -46,22 +47,67 @@ def check_parity(
         ExportError: X602 when a probability differs by more than ``tolerance`` or any decision flips.
         DataError: an image cannot be read.
     """
-    if not images:
-        raise ValueError("parity needs at least one image")
-    names = [str(image) if isinstance(image, str | Path) else f"image {k}" for k, image in enumerate(images)]
-    pixels_NHWC = [pipeline.preprocess.to_uint8(pipeline.open(image, name)) for image, name in zip(images, names)]
-    expected = pipeline.answer(names, reference_logits(model, pipeline, pixels_NHWC))
+    expected = expected_answers(model, pipeline, images)
     pairs: list[tuple[Prediction, Prediction]] = []
     places = cycle(range(len(images)))
     for batch in (*batches, len(images) - sum(batches)):
         chosen = list(islice(places, max(0, batch)))
         found = pipeline.stream([images[k] for k in chosen], batch_size=batch)
         pairs += [(expected[k], answer) for k, answer in zip(chosen, found, strict=True)]
+    return judge(pairs, len(images), batches, tolerance)
+
+
+def expected_answers(model: nn.Module, pipeline: Pipeline, images: Sequence[Picture]) -> list[Prediction]:
+    """What the trained network answers to ``images``, in their order.
+
+    Raises:
+        DataError: an image cannot be read. ValueError: there is none.
+    """
+    if not images:
+        raise ValueError("parity needs at least one image")
+    names = [str(image) if isinstance(image, str | Path) else f"image {k}" for k, image in enumerate(images)]
+    pixels_NHWC = [pipeline.preprocess.to_uint8(pipeline.open(image, name)) for image, name in zip(images, names)]
+    return pipeline.answer(names, reference_logits(model, pipeline, pixels_NHWC))
+
+
+def check_clean(
+    expected: Sequence[Prediction],
+    bundle: Path,
+    runtime: str,
+    images: Sequence[Picture],
+    *,
+    batches: Sequence[int] = BATCHES,
+    tolerance: float = TOLERANCE,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """As :func:`check_parity`, but a bundle on disk is asked, in a process of its own without torch.
+
+    Args:
+        expected: what :func:`expected_answers` gave for ``images``.
+
+    Returns:
+        The report, and milliseconds per image by batch size, measured in that process.
+
+    Raises:
+        ExportError: X602; what opening the bundle raises.
+    """
+    with ask(bundle, runtime, images, batches) as clean:
+        pairs = [(expected[k], Prediction(**answer)) for k, answer in clean.answers]
+        return judge(pairs, len(images), batches, tolerance), clean.milliseconds
+
+
+def judge(
+    pairs: Sequence[tuple[Prediction, Prediction]], images: int, batches: Sequence[int], tolerance: float
+) -> dict[str, Any]:
+    """The report on answers (expected, found), or the refusal.
+
+    Raises:
+        ExportError: X602.
+    """
     off_N = np.array([_difference(a.probabilities, b.probabilities) for a, b in pairs])
     logits_N = np.array([_difference(a.logits, b.logits) for a, b in pairs])
     flips = sum(a.label != b.label for a, b in pairs)
     report = {
-        "images": len(images),
+        "images": images,
         "batches": list(batches),
         "max_probability_difference": float(off_N.max()),
         "mean_probability_difference": float(off_N.mean()),

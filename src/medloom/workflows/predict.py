@@ -34,6 +34,7 @@ def predict(
     out: str | Path | None = None,
     fmt: Literal["csv", "json"] | None = None,
     threads: int | None = None,
+    runtime: str | None = None,
     batch_size: int = 32,
     exclude_limit: float = EXCLUDE_LIMIT,
     progress: Report | None = None,
@@ -49,15 +50,17 @@ def predict(
     Args:
         out: file to write; without it the table is the printed text. Of a bundle that draws masks, a folder.
         fmt: default, from the ending of ``out``.
+        runtime: ``onnx`` or ``openvino``; default, the fastest that the bundle and this machine have.
         exclude_limit: share of refused images above which ``exit_code`` is 3.
 
     Raises:
-        UsageError: U214 a path that is not there, U215 an ending of ``out`` that is neither .csv nor .json.
+        UsageError: U214 a path that is not there, U215 an ending of ``out`` that is neither .csv nor .json, U210 and
+            U243 of the runtime.
         DataError: D114 a folder that cannot be read, D115 no image at all, M219 an archive that is not opened.
         ModelError: the bundle is refused (``medloom.load``).
         ResourceError: T404, T405 ``out`` cannot be written.
     """
-    model = load(bundle, threads=threads) if isinstance(bundle, str | Path) else bundle
+    model = load(bundle, threads=threads, runtime=runtime) if isinstance(bundle, str | Path) else bundle
     if isinstance(model, SegmenterBundle):
         return segment(
             model,
@@ -83,6 +86,7 @@ def predict(
         "notice": NOTICE,
         "model": model.name,
         "model_hash": model.hash,
+        "runtime": model.pipeline.runtime.name,
         "classes": list(model.classes),
         "images": len(answers),
         "refused": len(refused),

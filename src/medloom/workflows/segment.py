@@ -77,6 +77,7 @@ def segment(
         "notice": notice,
         "model": model.name,
         "model_hash": model.hash,
+        "runtime": model.pipeline.runtime.name,
         "classes": list(model.classes),
         "label_values": list(model.label_values),
         "images": len(rows),

@@ -1,0 +1,130 @@
+"""``medloom export``: the networks of a bundle written anew, each proved from file to answer in a clean process."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medloom.errors import ExportError, ModelError, UsageError
+from medloom.workflows.outcome import Outcome
+from medloom.workflows.progress import Progress
+
+if TYPE_CHECKING:
+    from medloom.deployment.bundle import Bundle
+    from medloom.deployment.bundle_folder import Opened
+    from medloom.deployment.bundle_segmenter import SegmenterBundle
+
+PARITY_IMAGES = 64
+PARITY_CASES = 4
+
+
+def export(
+    source: str | Path,
+    *,
+    openvino: bool = True,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    accept: Sequence[str] = (),
+    quiet: bool = True,
+) -> Outcome:
+    """Write ONNX, and beside it an OpenVINO IR, from the weights of a bundle; in its place, or into ``out``.
+
+    Each network is asked in a process of its own without torch, in batches of 1, 2, 7 and 32 (windows of masks: fewer),
+    and compared with the trained one on validation images, from file to decision or mask. Unless every one answers
+    alike nothing is written, and what was there stays.
+
+    Args:
+        source: run directory or bundle.
+        data: images to prove a bare bundle on, or where a run's images lie now.
+
+    Raises:
+        ExportError: X601, X602. ModelError: what ``medloom.load`` raises. UsageError: U210, U244, U245 a bundle that is
+            quantised. ResourceError: T404, T405.
+    """
+    from medloom.deployment.bundle import load
+    from medloom.deployment.bundle_folder import open_folder
+    from medloom.deployment.bundle_rewrite import rewrite, without_ir
+    from medloom.deployment.bundle_runtimes import FLOAT32, TOLERANCE
+    from medloom.deployment.export import onnx_bytes, restore_model
+    from medloom.deployment.openvino_ir import ir_of
+    from medloom.deployment.runtime_engines import import_openvino
+    from medloom.workflows.bundle_images import images_of
+
+    if openvino:
+        import_openvino()  # missing: said before the work
+    opened = open_folder(source)
+    if "quantisation" in opened.document:
+        told = "it is quantised, and its float network is another bundle"
+        raise UsageError("U245", opened.root, told, "Export the bundle that it was made from")
+    bundle = load(source, runtime="onnx")
+    images = images_of(source, bundle, data=data, accept=accept, quiet=quiet)
+    part = images.split("val")
+    limit = PARITY_CASES if bundle.document["task"] == "segmentation" else PARITY_IMAGES
+    chosen = np.linspace(0, len(part) - 1, min(limit, len(part)), dtype=int)
+    step = Progress("exporting", quiet=quiet)
+    model = restore_model(bundle)
+    runtime = bundle.pipeline.runtime
+    onnx = onnx_bytes(model, in_chans=runtime.in_chans, size=runtime.size)
+    files: dict[str, bytes | None] = {**without_ir(), "model.onnx": onnx}
+    said: dict[str, dict[str, Any]] = {"onnx": {"precision": FLOAT32, "tolerance": TOLERANCE}}
+    if openvino:
+        files["model.xml"], files["model.bin"] = ir_of(onnx, opened.root / "model.xml")
+        said["openvino"] = {"precision": FLOAT32, "tolerance": TOLERANCE}
+    place = Path(out) if out is not None else opened.root
+    with tempfile.TemporaryDirectory() as folder:
+        # Parity is recorded in the bundle that is kept, so what is asked is its twin, without these figures.
+        try:
+            twin = rewrite(opened, Path(folder) / "bundle", files=files, changes={"runtimes": said})
+        except ModelError as problem:
+            # Golden images see a wrong network before the validation images do.
+            raise ExportError("X602", opened.root, problem.problem, "Nothing was written. Report the model") from None
+        for name in said:
+            step.sometimes(f"asking {name} in a clean process")
+            parity, milliseconds = _prove(model, bundle, twin, name, images.pictures(part, chosen))
+            said[name] |= {"parity": parity, "milliseconds_per_image_at_batch": milliseconds}
+    rewrite(opened, place, files=files, changes=_changes(opened, bundle, said))
+    return _told(place, opened, said)
+
+
+def _prove(
+    model: Any, bundle: Bundle | SegmenterBundle, twin: Path, name: str, pictures: list[Any]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    from medloom.deployment.bundle import Bundle
+    from medloom.deployment.parity import check_clean, expected_answers
+
+    if isinstance(bundle, Bundle):
+        return check_clean(expected_answers(model, bundle.pipeline, pictures), twin, name, pictures)
+    from medloom.deployment.parity_segmenter import check_masks_clean
+
+    return check_masks_clean(model, bundle.pipeline, twin, name, pictures)
+
+
+def _changes(opened: Opened, bundle: Bundle | SegmenterBundle, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    unit = "window" if opened.document["task"] == "segmentation" else "image"
+    latency = {
+        f"milliseconds_per_{unit}_at_batch": said["onnx"]["milliseconds_per_image_at_batch"],
+        "threads": bundle.pipeline.runtime.threads,
+        "machine": platform.machine(),
+        "runtime": "ONNX Runtime, CPU, float32",
+    }
+    return {"runtimes": said, "parity": said["onnx"]["parity"], "latency": latency}
+
+
+def _told(place: Path, opened: Opened, said: dict[str, dict[str, Any]]) -> Outcome:
+    from medloom.deployment.runtime_engines import TITLES
+
+    lines = []
+    for name, values in said.items():
+        parity, speed = values["parity"], values["milliseconds_per_image_at_batch"]
+        what = f"{parity['images']} images" if "images" in parity else f"{parity['cases']} cases"
+        lines.append(
+            f"{TITLES[name]}: probabilities off by {parity['max_probability_difference']:.1e} at most on {what}, no "
+            f"decision flipped; {speed['1']:.3g} ms alone"
+        )
+    values = {"bundle": place, "name": opened.document["name"], "runtimes": said}
+    return Outcome(values, (*lines, f"open {place / 'CARD.md'}"))
