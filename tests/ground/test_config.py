@@ -83,6 +83,14 @@ def test_any_override_text_gives_a_recipe_or_a_coded_error(text: str) -> None:
     assert code.startswith("U2")
 
 
+@pytest.mark.parametrize(("text", "value"), [("off", "off"), ("bf16", "bf16")])
+def test_off_is_a_word_and_no_boolean(text: str, value: str) -> None:
+    recipe = load_recipe({}, [f"train.amp={text}"])
+    assert recipe.train.amp == value
+    assert load_recipe(yaml.safe_load(recipe.as_yaml())) == recipe
+    assert load_recipe({}, ["augment.quarter_turns=true"]).augment.quarter_turns is True
+
+
 def test_every_key_is_documented() -> None:
     text = RECIPES_DOC.read_text(encoding="utf-8")
     keys = [

@@ -19,7 +19,7 @@ from medloom.data.augment import backend
 from medloom.data.preprocess import Preprocess
 from medloom.data.records import read_csv
 from medloom.files import RunDirectory, make_folder, write_json, write_text
-from medloom.models.registry import create_model
+from medloom.models.registry import create_model, model_options
 from medloom.models.weights import load_weights
 from medloom.reporting.report import write_report
 from medloom.training.distributed import World
@@ -89,12 +89,15 @@ def architecture_of(recipe: Recipe, prepared: PreparedCases) -> dict[str, Any]:
     grid = prepared.preprocess
     size = grid.size if isinstance(grid, Preprocess) else recipe.segmentation.patch
     assert size is not None
+    name = recipe.model.name
+    deep = recipe.segmentation.deep_supervision and "deep_supervision" in model_options(name)
     return {
-        "name": recipe.model.name,
+        "name": name,
         "num_classes": len(prepared.dataset.classes),
         "in_chans": grid.in_chans,
         "image_size": list(size),
         "spatial_dims": len(size),
+        **({"deep_supervision": True} if deep else {}),
         **recipe.model.options,
     }
 
