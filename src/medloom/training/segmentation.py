@@ -17,7 +17,7 @@ from medloom.data.case_cache import Cases
 from medloom.data.preprocess import Preprocess
 from medloom.data.volume_preprocess import VolumePreprocess
 from medloom.training.added_losses import AddedLoss
-from medloom.training.batches import Batch, deal
+from medloom.training.batches import deal
 from medloom.training.case_batches import ImageReader, PatchReader
 from medloom.training.distributed import World
 from medloom.training.predict import Interrupted
