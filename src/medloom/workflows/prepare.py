@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
         GateError: D124, too few validation images to choose a threshold on, where classes exclude each other.
-        UsageError: U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not
+        UsageError: U228 data with masks in place of labels; U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not
             those of the run.
     """
     from medloom.data.audit import gate
@@ -50,6 +50,10 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
 
     path = Path(str(recipe.data.path))
     scan, found = examine(path, recipe.data, quiet=quiet)
+    if scan.dataset.label_values:
+        told = "it answers with classes, and what these data have is masks"
+        remedy = "Choose a segmenter (medloom models), or give class folders or a table with labels"
+        raise UsageError("U228", f"model {recipe.model.name}", told, remedy)
     if not resume:
         write_audit(scan, found, recipe.data, run.root)
     gate(found, recipe.data.accept)
