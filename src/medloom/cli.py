@@ -17,8 +17,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medloom.cli_compare import compare
+from medloom.cli_compress import distill, prune
 from medloom.cli_data import data_app
-from medloom.cli_deploy import export
+from medloom.cli_deploy import benchmark, export, quantize
 from medloom.cli_explain import explain
 from medloom.errors import DataError, MedloomError, UsageError, check_accept
 
@@ -32,7 +33,11 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(explain)
+app.command()(distill)
+app.command()(prune)
 app.command()(export)
+app.command()(quantize)
+app.command()(benchmark)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress is silent.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. train.epochs=5.")]

@@ -24,10 +24,14 @@ def speed(bundle: str, threads: int | None = None) -> dict[str, Any]:
         ModelError: C500 to C510, the bundle is refused.
     """
     from medloom.deployment.bundle import load
+    from medloom.deployment.bundle_runtimes import stated
+    from medloom.deployment.runtime_engines import TITLES
 
     busy = os.getloadavg()[0]
-    runtime = load(bundle, threads=threads).pipeline.runtime
-    out: dict[str, Any] = {"threads": runtime.threads, "runtime": "ONNX Runtime, CPU, float32", "load": round(busy, 2)}
+    model = load(bundle, threads=threads)
+    runtime = model.pipeline.runtime
+    told = f"{TITLES[runtime.name]}, CPU, {stated(model.document)[runtime.name]['precision']}"
+    out: dict[str, Any] = {"threads": runtime.threads, "runtime": told, "load": round(busy, 2)}
     for batch in BATCHES:
         x_BCHW = np.random.default_rng(0).standard_normal((batch, runtime.in_chans, *runtime.size)).astype(np.float32)
         for _ in range(2):

@@ -1,0 +1,65 @@
+"""``medloom benchmark``: each runtime in its own process, figures that belong together, a page that names the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_bundle import parts
+from tiny_segmenter import segmenter_parts
+
+from medloom.deployment.bundle import write_bundle
+from medloom.deployment.bundle_folder import open_folder
+from medloom.deployment.bundle_rewrite import rewrite
+from medloom.deployment.bundle_segmenter import write_segmenter
+from medloom.deployment.openvino_ir import ir_of
+from medloom.errors import UsageError
+from medloom.workflows.benchmark import benchmark
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with ONNX and an IR."""
+    root = tmp_path_factory.mktemp("both")
+    opened = open_folder(write_bundle(root / "plain", **parts()))
+    ir = ir_of(opened.content["model.onnx"])
+    said = {name: {"precision": "float32", "tolerance": 1e-4} for name in ("onnx", "openvino")}
+    files = {"model.xml": ir.xml, "model.bin": ir.weights}
+    return rewrite(opened, root / "bundle", files=files, changes={"runtimes": said})
+
+
+def test_each_runtime_is_measured_and_the_page_says_where(both: Path, tmp_path: Path) -> None:
+    done = benchmark([both], out=tmp_path / "page.html", threads=1, seconds=0.0)
+    rows = done.values["rows"]
+    assert [row["runtime"] for row in rows] == ["onnx", "openvino"]
+    for row in rows:
+        assert row["threads"] == 1
+        for batch in ("batch 1", "batch 16"):
+            for what in ("network", "file to answer"):
+                times = row[batch][what]
+                assert 0 < times["median_ms"] <= times["p95_ms"] <= times["p99_ms"]
+        assert row["cold_start"]["median_s"] > 0
+        assert not row["cold_start"]["torch"]
+        assert row["peak_memory_mib"] > 20
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(text in page for text in ("OpenVINO", "ONNX Runtime", "1 threads", "not a medical device"))
+    assert json.loads((tmp_path / "page.json").read_text())["rows"] == json.loads(json.dumps(rows))
+    assert len([line for line in done.lines if line.startswith(str(both))]) == 2
+
+
+def test_masks_are_measured_from_file_to_mask(tmp_path: Path) -> None:
+    bundle = write_segmenter(tmp_path / "bundle", **segmenter_parts(3))
+    (row,) = benchmark([bundle], threads=1, seconds=0.0).values["rows"]
+    assert row["task"] == "segmentation"
+    assert row["batch 1"]["file to answer"]["median_ms"] > 0
+
+
+def test_U215_U247_what_cannot_be_measured(both: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        benchmark([both], out=tmp_path / "page.pdf")
+    assert caught.value.code == "U215"
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    with pytest.raises(UsageError) as caught:
+        benchmark([both], images=tmp_path, threads=1, seconds=0.0)
+    assert caught.value.code == "U247"

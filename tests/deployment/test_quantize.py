@@ -1,0 +1,248 @@
+"""Eight bits: what is quantised, what the gate lets pass, and what a refusal leaves (X604)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PIL
+
+import medloom
+from medloom.data.preprocess import Preprocess
+from medloom.data.records import Dataset, Record
+from medloom.deployment import quantize as networks
+from medloom.deployment.export import export_bundle, onnx_bytes
+from medloom.deployment.openvino_ir import ir_of
+from medloom.deployment.quantize import onnx_layers, openvino_layers, quantise_onnx, quantise_openvino, with_fallback
+from medloom.deployment.runtime import Runtime
+from medloom.errors import GateError, UsageError
+from medloom.models.registry import create_model
+from medloom.workflows import quantize as verb
+from medloom.workflows.quantize import quantize
+from medloom.workflows.quantize_steps import calibration_rows
+
+ARCHITECTURE = {"name": "conv2d", "num_classes": 2, "in_chans": 1, "image_size": [32, 32]}
+PREPROCESS = Preprocess(size=(32, 32), channels="grey", mean=(0.4,), std=(0.3,))
+
+
+def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise, every second one with a bright square: ``(N, 32, 32)`` uint8 and labels."""
+    draw = np.random.default_rng(seed)
+    images = draw.integers(40, 140, size=(count, 32, 32), dtype=np.uint8)
+    for k in range(1, count, 2):
+        y, x = draw.integers(2, 18, size=2)
+        images[k, y : y + 12, x : x + 12] += 90
+    return images, np.arange(count) % 2
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("labelled")
+    for split, count, seed in (("train", 40, 1), ("val", 48, 2), ("test", 30, 3)):
+        images, labels = pictures(count, seed)
+        for k, (image, label) in enumerate(zip(images, labels)):
+            place = root / split / ("NORMAL", "PNEUMONIA")[label] / f"{split}{k}_1.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            PIL.fromarray(image).save(place)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = create_model(**ARCHITECTURE)
+    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
+    images, labels = pictures(128, 0)
+    x_BCHW = torch.from_numpy(PREPROCESS.normalise(images[..., None]).copy())
+    for _ in range(25):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(x_BCHW), torch.from_numpy(labels)).backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def float_bundle(trained: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(
+        trained,
+        tmp_path_factory.mktemp("float") / "bundle",
+        name="squares",
+        architecture=ARCHITECTURE,
+        classes=("NORMAL", "PNEUMONIA"),
+        task="binary",
+        preprocess=PREPROCESS,
+        images=list(pictures(4, 9)[0]),
+    )
+
+
+@pytest.fixture(scope="module")
+def quantised(float_bundle: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantised") / "bundle-int8"
+    quantize(float_bundle, data=labelled, out=out, images=16, accept=("D120",), external=labelled)
+    return out
+
+
+def document(bundle: Path) -> dict[str, Any]:
+    return dict(json.loads((bundle / "model.json").read_text()))
+
+
+def test_X604_figures_of_every_split_are_recorded_and_flips_listed_beside(quantised: Path) -> None:
+    recorded = document(quantised)["quantisation"]
+    assert recorded["precision"] == "int8"
+    report = json.loads(quantised.with_name("bundle-int8.json").read_text())
+    for name in ("openvino", "onnx"):
+        for split, count in (("val", 48), ("test", 30), ("external", 118)):
+            figures = recorded["networks"][name][split]
+            assert figures["images"] == count
+            assert figures["auc_loss"] <= 0.005
+            assert figures["mean_shift"] <= 0.02
+            assert "listed" in report["networks"][name][split]["flips"]
+    assert "val5_1" not in (quantised / "model.json").read_text()  # no image is named in a bundle
+    assert "decisions turned over" in (quantised / "CARD.md").read_text()
+
+
+def test_int8_bundles_answer_in_both_runtimes_near_the_float_one(quantised: Path, float_bundle: Path) -> None:
+    images = list(pictures(12, 77)[0])
+    wanted = [a.probabilities["PNEUMONIA"] for a in medloom.load(float_bundle).predict(images)]
+    for name in ("openvino", "onnx"):
+        model = medloom.load(quantised, runtime=name)
+        assert model.document["runtimes"][name] | {"milliseconds_per_image_at_batch": 0} == {
+            "precision": "int8",
+            "tolerance": 0.02,
+            "milliseconds_per_image_at_batch": 0,
+        }
+        found = [a.probabilities["PNEUMONIA"] for a in model.predict(images)]
+        assert found == pytest.approx(wanted, abs=0.05)
+        assert found != wanted
+    assert (quantised / "model.bin").stat().st_size < 0.4 * (float_bundle / "model.onnx").stat().st_size
+
+
+def test_X604_what_does_not_hold_is_refused_and_nothing_is_left(
+    float_bundle: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is coarse beyond use: constants of the last layer are thrown away."""
+    import onnx
+    from onnx import numpy_helper
+
+    real = quantise_onnx
+
+    def ruined(data: bytes, x_NCHW: np.ndarray, keep_float: Sequence[str] = ()) -> bytes:
+        model = onnx.load_from_string(real(data, x_NCHW, keep_float))
+        scales = [t for t in model.graph.initializer if t.name.endswith("_scale") and t.dims in ([], [1])]
+        for tensor in scales:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(60), tensor.name))
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr("medloom.workflows.quantize_steps.quantise_onnx", ruined)
+    monkeypatch.setattr(networks, "GROUPS", 2)
+    with pytest.raises(GateError) as caught:
+        quantize(float_bundle, data=labelled, out=tmp_path / "b", images=8, runtimes=("onnx",), accept=("D120",))
+    assert (caught.value.code, caught.value.exit_code) == ("X604", 6)
+    assert "at most" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_layers_that_hurt_stay_float() -> None:
+    """Of eleven layers two are bad, in different groups: those groups, and no others, are left out."""
+    layers = [f"layer{k}" for k in range(16)]
+    bad = {"layer3", "layer12"}
+
+    def quantise(left: Sequence[str]) -> frozenset[str]:
+        return frozenset(layers) - frozenset(left)
+
+    found = with_fallback(
+        quantise,
+        layers,
+        judge=lambda network: (not network & bad, len(network & bad)),
+        error=lambda network: len(network & bad) + 0.01 * len(network),
+    )
+    assert found.judged == (True, 0)
+    assert set(found.float_layers) == {"layer2", "layer3", "layer12", "layer13"}
+
+
+def test_a_network_that_never_holds_is_given_up_before_most_of_it_is_float() -> None:
+    layers = [f"layer{k}" for k in range(16)]
+    found = with_fallback(tuple, layers, judge=lambda network: (False, None), error=lambda network: 0.0)
+    assert not found.judged[0]
+    assert len(found.float_layers) <= 8
+
+
+def test_calibration_takes_one_image_of_each_patient_before_any_second() -> None:
+    records = tuple(Record(f"i{k}", f"i{k}.png", (0,), patient=f"p{min(k // 3, 3)}") for k in range(20))
+    training = Dataset("d", Path(), ("a",), records)
+    rows = calibration_rows(training, 5, 0)
+    owners = [records[k].patient for k in rows]
+    assert len(set(owners)) == 4
+    assert sorted(calibration_rows(training, 99, 0)) == list(range(20))
+
+
+def test_named_layers_stay_float_in_both_files(trained: torch.nn.Module) -> None:
+    onnx = onnx_bytes(trained, in_chans=1, size=(32, 32))
+    x_NCHW = PREPROCESS.normalise(pictures(8, 4)[0][..., None])
+    want = Runtime(onnx).logits(x_NCHW)
+    ir = ir_of(onnx)
+    off = []
+    for left in ((), openvino_layers(ir)):
+        made = quantise_openvino(ir, x_NCHW, left)
+        off.append(np.abs(Runtime(made.xml, weights=made.weights).logits(x_NCHW) - want).max())
+    assert off[1] < 1e-5 < off[0]
+    off = [
+        np.abs(Runtime(quantise_onnx(onnx, x_NCHW, left)).logits(x_NCHW) - want).max()
+        for left in ((), onnx_layers(onnx)[:1])
+    ]
+    assert 0 < off[1] != off[0]
+
+
+def test_softmax_and_norms_stay_float_in_a_transformer() -> None:
+    torch.manual_seed(0)
+    model = create_model("vit_tiny", num_classes=2, in_chans=1, image_size=32, patch_size=16).eval()
+    ir = ir_of(onnx_bytes(model, in_chans=1, size=(32, 32)))
+    x_NCHW = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
+    network = networks._network(quantise_openvino(ir, x_NCHW))
+    seen = set()
+    for op in network.get_ordered_ops():
+        if op.get_type_name() in ("Softmax", "MVN", "ScaledDotProductAttention"):
+            seen.add(op.get_type_name())
+            source = op.input_value(0).get_node().get_type_name()
+            assert op.get_type_name() == "ScaledDotProductAttention" or source != "FakeQuantize"
+    assert seen
+    assert any(op.get_type_name() == "FakeQuantize" for op in network.get_ordered_ops())
+
+
+def test_U245_U212_U246_U244_what_cannot_be_quantised(
+    quantised: Path, float_bundle: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, arguments in {
+        "U245": {"source": quantised, "data": labelled},
+        "U212": {"source": float_bundle, "data": labelled, "out": tmp_path},
+        "U244": {"source": float_bundle, "out": tmp_path / "b"},
+        "U246": {"source": float_bundle, "runtimes": ("abacus",)},
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            quantize(**arguments)  # type: ignore[arg-type]
+        assert caught.value.code == code
+    monkeypatch.setattr("medloom.deployment.runtime_engines.has_bfloat16", lambda: False)
+    with pytest.raises(UsageError) as caught:
+        quantize(float_bundle, precision="bf16")
+    assert caught.value.code == "U246"
+    assert verb.TOLERANCES["int8"] < 0.25
+
+
+def test_bfloat16_keeps_the_float_files_and_says_so(float_bundle: Path, labelled: Path, tmp_path: Path) -> None:
+    from medloom.deployment.runtime_engines import has_bfloat16
+
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    out = tmp_path / "bundle-bf16"
+    quantize(float_bundle, data=labelled, out=out, precision="bf16", accept=("D120",))
+    assert document(out)["runtimes"]["openvino"]["precision"] == "bfloat16"
+    assert (out / "model.onnx").read_bytes() == (float_bundle / "model.onnx").read_bytes()
+    image = pictures(2, 5)[0][1]
+    exact, coarse = (medloom.load(out, runtime=n).predict(image)[0].logits["PNEUMONIA"] for n in ("onnx", "openvino"))
+    assert exact == pytest.approx(coarse, rel=0.05, abs=0.05)
+    assert exact != coarse
