@@ -190,7 +190,7 @@ def test_named_layers_stay_float_in_both_files(trained: torch.nn.Module) -> None
     for left in ((), openvino_layers(ir)):
         made = quantise_openvino(ir, x_NCHW, left)
         off.append(np.abs(Runtime(made.xml, weights=made.weights).logits(x_NCHW) - want).max())
-    assert off[1] < 1e-5 < off[0]
+    assert off[1] < 0.01 < off[0] < 0.1  # what only moves numbers about, as pooling does, may stay coarse
     off = [
         np.abs(Runtime(quantise_onnx(onnx, x_NCHW, left)).logits(x_NCHW) - want).max()
         for left in ((), onnx_layers(onnx)[:1])

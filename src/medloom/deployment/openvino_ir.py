@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tempfile
 from pathlib import Path
@@ -30,6 +31,8 @@ def ir_of(onnx: bytes, place: object = "model.onnx") -> Ir:
     openvino = import_openvino()
     try:
         network = openvino.Core().read_model(onnx, b"")
+        # As OpenVINO's own converter does it: biases become plain additions, which NNCF must see to correct them.
+        importlib.import_module("openvino._offline_transformations").apply_moc_transformations(network, False)
     except RuntimeError as problem:
         raise _refused(place, problem) from None
     return serialised(network, place)

@@ -10,6 +10,7 @@ Inference", CVPR 2018. Shapes: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -107,6 +108,7 @@ def quantise_openvino(ir: Ir, images_NCHW: np.ndarray, keep_float: Sequence[str]
         UsageError: U210 NNCF or OpenVINO is not installed. ExportError: X601 NNCF cannot quantise this network.
     """
     nncf = import_nncf()
+    range_estimator = importlib.import_module("nncf.quantization.range_estimator")
     network = _network(ir)
     attends = any(o.get_type_name() in ("Softmax", "ScaledDotProductAttention") for o in network.get_ordered_ops())
     data = nncf.Dataset([images_NCHW[k : k + 1] for k in range(len(images_NCHW))])
@@ -118,6 +120,10 @@ def quantise_openvino(ir: Ir, images_NCHW: np.ndarray, keep_float: Sequence[str]
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(images_NCHW),
                 model_type=nncf.ModelType.TRANSFORMER if attends else None,
+                # Not the mean of the images' own ranges, as NNCF would: a rare bright finding must not be cut off.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    activations_range_estimator_params=range_estimator.RangeEstimatorParametersSet.MINMAX
+                ),
                 ignored_scope=nncf.IgnoredScope(names=list(keep_float), types=list(_FLOAT_TYPES), validate=False),
             )
         except Exception as problem:
