@@ -18,6 +18,7 @@ import typer
 
 from medloom.cli_compare import compare
 from medloom.cli_compress import distill, prune
+from medloom.cli_compress import distill, prune
 from medloom.cli_data import data_app
 from medloom.cli_deploy import benchmark, export, quantize
 from medloom.cli_explain import explain
@@ -33,6 +34,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(explain)
+app.command()(distill)
+app.command()(prune)
 app.command()(distill)
 app.command()(prune)
 app.command()(export)

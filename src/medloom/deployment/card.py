@@ -47,13 +47,20 @@ def _facts(document: Mapping[str, Any]) -> list[str]:
     return pairs(
         {
             "architecture": architecture.get("name"),
-            "options": {key: value for key, value in architecture.items() if key != "name"} or None,
+            "options": {key: value for key, value in architecture.items() if key not in ("name", "pruned")} or None,
+            "pruned": _pruned(architecture.get("pruned")),
             "task": document["task"],
             "classes, in order": ", ".join(document["classes"]),
             "preprocessing": document["preprocess"],
             "written by": f"medloom {document['medloom']}, format {document['format']}",
         }
     )
+
+
+def _pruned(plan: Mapping[str, Any] | None) -> str | None:
+    if plan is None:
+        return None
+    return f"{len(plan['widths'])} layers narrowed, {len(plan['dropped'])} blocks taken out; model.json has them"
 
 
 def _decision(document: Mapping[str, Any]) -> list[str]:

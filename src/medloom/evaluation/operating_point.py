@@ -144,6 +144,27 @@ def choose_operating_points(
     return content | {"sha256": sha256_json(content)}
 
 
+def carried_over(
+    decision: Mapping[str, Any], validation: Predictions, config: EvaluationConfig, *, timestamp: str, seed: int = 0
+) -> dict[str, Any]:
+    """The same thresholds for a model that takes another's place, with what they do on validation measured anew.
+
+    Args:
+        decision: content of ``operating_point.json`` of the model before.
+        validation: the model after, calibrated with the same temperature.
+    """
+    before = {point["class"]: point for point in decision["points"]}
+    points = []
+    for question in questions(validation):
+        old = before[question.name]
+        point = _point(question, old["threshold"], None, validation.groups, config, seed)
+        points.append(point | {"reason": old["reason"]})
+    kept = {key: value for key, value in decision.items() if key != "sha256"}
+    made_of = {"n": len(validation), "patients": len(set(validation.groups)), "sha256": validation.hash}
+    content = kept | {"timestamp": timestamp, "validation": made_of, "points": points}
+    return content | {"sha256": sha256_json(content)}
+
+
 def check_hash(operating_points: Mapping[str, Any], place: object = "operating_point.json") -> None:
     """Refuse thresholds that were edited after they were chosen.
 

@@ -75,6 +75,7 @@ def create_model(
     image_size: int | Sequence[int] | None = None,
     spatial_dims: int | None = None,
     pretrained: bool = False,
+    pruned: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build one: ``forward(x, taps=None)`` gives logits, ``(B, K)`` of a classifier, ``(B, K, *size)`` of a segmenter.
@@ -86,11 +87,13 @@ def create_model(
         image_size: pixels, a number or one per axis; None is what the model's card counts with (224, volumes 96).
         spatial_dims: 2 or 3, for whoever wants to be sure; every name has one of them.
         pretrained: fetch published weights (the one thing here that uses the network).
+        pruned: what ``medloom prune`` took out, as ``model.json`` tells it (``models.narrowed``).
         options: of the model itself; :func:`model_options` names them.
 
     Raises:
         UsageError: U206 unknown name, U207 unknown option, U208 impossible value.
-        ModelError: C511 image size that this model cannot work on, C512 no feature maps, C513 weights not to be had.
+        ModelError: C505 ``pruned`` is not of this model, C511 image size that this model cannot work on, C512 no
+            feature maps, C513 weights not to be had.
     """
     builder, fixed = _builder(name)
     shape = input_of(name)
@@ -109,11 +112,16 @@ def create_model(
     elif pretrained:
         raise UsageError("U208", f"model {name}", "it has no published weights", "Leave pretrained away")
     try:
-        return builder(num_classes=num_classes, in_chans=in_chans, image_size=image_size, **fixed, **options)
+        model = builder(num_classes=num_classes, in_chans=in_chans, image_size=image_size, **fixed, **options)
     except (TypeError, ValueError) as problem:
         raise UsageError(
             "U208", f"model {name}", f"it cannot be built so ({problem})", "Correct the option"
         ) from problem
+    if pruned is None:
+        return model
+    from medloom.models.narrowed import narrow
+
+    return narrow(model, pruned)
 
 
 def list_models(*, task: str | None = None, spatial_dims: int | None = None) -> tuple[str, ...]:

@@ -39,10 +39,14 @@ def _network(made: dict[str, Any]) -> str:
     if not made:
         return ""
     name, classes, channels = (made.pop(k, None) for k in ("name", "num_classes", "in_chans"))
-    size = made.pop("image_size", None)
+    size, plan = made.pop("image_size", None), made.pop("pruned", None)
     side = " × ".join(map(str, size)) if isinstance(size, list) else f"{size} × {size}"
     what = f"{name}, {side} pixels, {plural(int(channels or 0), 'channel')}, {plural(int(classes or 0), 'answer')}"
     options = "; ".join(f"{_plain(k)}: {_text(v)}" for k, v in made.items())
+    if plan:
+        what += (
+            f"; pruned: {plural(len(plan['widths']), 'layer')} narrowed, {plural(len(plan['dropped']), 'block')} out"
+        )
     return f"{what}{'; ' + options if options else ''}"
 
 

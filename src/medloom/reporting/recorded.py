@@ -41,6 +41,7 @@ class Recorded:
         sessions: starts, resumes and ends of the processes that trained (sessions.jsonl), in order.
         ledger: every scoring of the test split and every override, in order.
         evaluations: name to metrics.json of each external data set (``evaluations/NAME/metrics.json``).
+        compression: of a run that was distilled or pruned, what it was made from and what that cost.
         case_tables, case_pictures: of a run that answers with masks, in place of predictions and pictures; the tables
             by split.
     """
@@ -64,6 +65,7 @@ class Recorded:
     missing: tuple[Missing, ...] = ()
     case_tables: dict[str, CaseTable] = field(default_factory=dict)
     case_pictures: tuple[CasePicture, ...] = ()
+    compression: dict[str, Any] | None = None
 
 
 def read_run(run: RunDirectory) -> Recorded:
@@ -108,8 +110,11 @@ def read_run(run: RunDirectory) -> Recorded:
         content = take(path, f"external evaluation {path.parent.name}", _mapping)
         if content is not None:
             evaluations[path.parent.name] = content
+    made_from = run.root / "compression.json"
+    compression = take(made_from, "what it was made from", _mapping) if made_from.exists() else None
     return replace(
         found,
+        compression=compression,
         evaluations=evaluations,
         missing=tuple(missing),
         case_tables={split: table for split, table in tables.items() if table is not None},

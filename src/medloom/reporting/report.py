@@ -23,6 +23,7 @@ from medloom.reporting import (
     verdict_masks,
 )
 from medloom.reporting.asked_masks import asked_of_masks
+from medloom.reporting.compression import compression_lines
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.recorded import Recorded, read_run
 from medloom.reporting.sections_evidence import split_of
@@ -156,6 +157,7 @@ def flags(found: Recorded) -> list[dict[str, str]]:
         titles = [f["title"] for f in findings if f.get("code") == code and f.get("severity") == "refuse"]
         out.append({"text": f"Gate {code} passed by hand{': ' + titles[0] if titles else ''}", "tone": "red"})
     out += [{"text": text, "tone": "red"} for text in sections_run.overridden(found)]
+    out += [{"text": text, "tone": ""} for text in compression_lines(found.compression)]
     if _beaten(found) is False:
         out.append({"text": "Not shown to be better than the trivial answer", "tone": "red"})
     outside = sections_run.external(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
+from medloom.data.records import Dataset, read_csv
 from medloom.deployment.bundle import load_classifier
 from medloom.deployment.export import restore_model
-from medloom.errors import UsageError
-from medloom.files import sha256_file
+from medloom.errors import DataError, UsageError
+from medloom.files import RunDirectory, sha256_file
 from medloom.models.registry import create_model
 from medloom.models.weights import load_weights
 from medloom.workflows.prepare import Prepared
@@ -52,6 +53,7 @@ def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tu
 
     Raises:
         UsageError: U225, it knows other classes or sees another input. What a bundle is refused for.
+        DataError: D117, it has learnt from test images.
     """
     if recipe.distill.teacher is None:
         return None, ""
@@ -66,5 +68,28 @@ def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tu
     if other:
         told = f"it sees other input ({', '.join(f'preprocess.{key}' for key in other)})"
         raise UsageError("U225", place, told, "Train student and teacher with the same preprocess part")
+    home = RunDirectory(Path(recipe.distill.teacher))
+    refuse_taught_test_images(home, prepared.dataset, ("test",), recipe.data.accept)
     model = restore_model(bundle).to(device).requires_grad_(False)
     return model, sha256_file(Path(bundle.root) / "model.safetensors")
+
+
+def refuse_taught_test_images(
+    home: RunDirectory, dataset: Dataset, splits: Sequence[str], accept: Sequence[str]
+) -> None:
+    """Refuse a teacher that has learnt from images that its student is judged by, as far as its run tells.
+
+    Args:
+        home: the teacher's run directory; a bare bundle tells nothing.
+        splits: of ``dataset``, that must be new to it.
+
+    Raises:
+        DataError: D117.
+    """
+    if not home.records.exists() or "D117" in accept:
+        return
+    learnt = {r.pixel_hash for r in read_csv(home.records, home.root).records if r.split == "train"}
+    seen = sum(r.pixel_hash in learnt for r in dataset.records if r.split in splits)
+    if seen:
+        told = f"it was trained on {seen} of the images in {' and '.join(splits)}, and would pass its memory on"
+        raise DataError("D117", home.root, told, "Train teacher and student on one split")

@@ -19,11 +19,9 @@ from medloom.data.masks import Masks, load_masks
 from medloom.data.preprocess import Preprocess
 from medloom.data.records import Dataset, read_csv
 from medloom.data.sampling import class_weights
-from medloom.deployment.export import export_bundle
 from medloom.errors import UsageError
 from medloom.evaluation.operating_point import thresholds
 from medloom.evaluation.predictions import Predictions
-from medloom.evaluation.questions import task
 from medloom.files import RunDirectory, make_folder, write_json, write_text
 from medloom.models.registry import create_model
 from medloom.models.weights import read_safetensors
@@ -41,13 +39,13 @@ from medloom.training.reconstruction import reconstructs
 from medloom.workflows import score
 from medloom.workflows.environment import environment
 from medloom.workflows.examples import pictures
-from medloom.workflows.networks import architecture_of, build, load_teacher
+from medloom.workflows.networks import build, load_teacher
 from medloom.workflows.prepare import Prepared, load_pixels, prepare
 from medloom.workflows.progress import Progress, duration
+from medloom.workflows.run_bundle import write_run_bundle
 from medloom.workflows.train import TrainedRun
 
 EVALUATION_BATCH = 64
-PARITY_IMAGES = 64
 _FREE = ("data.accept:", "data.path:", "notes:")  # may change on resume: the hash of the data guards what they are
 
 
@@ -92,7 +90,7 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     answers = decide(shown, decision)
     rebuild = reconstructs(model) and recipe.loss.reconstruction > 0  # else its decoder was never taught
     write_pictures(run, pictures(model, pixels, prepared.preprocess, rows, shown, answers, device, rebuild=rebuild))
-    _bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
+    write_run_bundle(model, recipe, run, prepared, decision, temperature, metrics, table)
     write_report(run)
     return TrainedRun(run, metrics, time.monotonic() - started, notices=told)
 
@@ -239,48 +237,6 @@ def _show(progress: Progress, event: dict[str, Any]) -> None:
         progress(event["total"], event["total_steps"], f"loss {event['train_loss']:.4f}")
     elif event["event"] == "notice":
         progress.keep(str(event["text"]))
-
-
-def _bundle(
-    model: nn.Module,
-    recipe: Recipe,
-    run: RunDirectory,
-    prepared: Prepared,
-    decision: dict[str, Any],
-    temperature: float,
-    metrics: dict[str, Any],
-    table: Predictions,
-) -> None:
-    from medloom.data.images import decode
-
-    validation = prepared.dataset.select("val")
-    chosen = [
-        validation.records[i]
-        for i in np.linspace(0, len(validation) - 1, min(PARITY_IMAGES, len(validation)), dtype=int)
-    ]
-    images = [validation.file(r) if r.index is None else decode(validation, r, recipe.data).pixels for r in chosen]
-    export_bundle(
-        model,
-        run.bundle,
-        name=recipe.name,
-        architecture=architecture_of(recipe, prepared),
-        classes=prepared.dataset.classes,
-        task=task(table),
-        preprocess=prepared.preprocess,
-        images=images,
-        temperature=temperature,
-        operating_point=decision,
-        flip_average=recipe.evaluation.flip_average,
-        decoding=recipe.data.decoding(),
-        provenance={
-            "data": prepared.dataset.hash(),
-            "recipe": recipe.hash,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "training images": len(prepared.rows("train")),
-            "accepted": list(recipe.data.accept),
-        },
-        metrics=metrics,
-    )
 
 
 def check_recipe(recipe: Recipe, run: RunDirectory) -> None:
