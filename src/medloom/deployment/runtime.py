@@ -99,7 +99,11 @@ class Runtime:
         out_BK = np.empty((len(x_BCS), self.num_classes, *axes), dtype=np.float32)
         for start in range(0, len(x_BCS), MAX_BATCH):
             part = np.ascontiguousarray(x_BCS[start : start + MAX_BATCH], dtype=np.float32)
-            out_BK[start : start + len(part)] = self._engine.run(part)
+            answer = self._engine.run(part)
+            if answer.shape != (len(part), self.num_classes, *axes):
+                text = f"it gives {answer.shape} for {len(part)} inputs, not what it declares"
+                raise ModelError("C505", self._place, text, "Export again")
+            out_BK[start : start + len(part)] = answer
         return out_BK
 
     def latency(self, *, batches: Sequence[int] = (1, 8), repeats: int = 5) -> dict[str, float]:
