@@ -55,17 +55,19 @@ def corruptions() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
     def jpeg(x: np.ndarray) -> np.ndarray:
         buffer = io.BytesIO()
-        PIL.fromarray(_bytes(x)).save(buffer, "JPEG", quality=15)
+        PIL.fromarray(to_bytes(x)).save(buffer, "JPEG", quality=15)
         return np.asarray(PIL.open(buffer), dtype=np.float32) / 255
 
     def coarse(x: np.ndarray) -> np.ndarray:
-        small = PIL.fromarray(_bytes(x)).resize((x.shape[1] // 3, x.shape[0] // 3), PIL.Resampling.BILINEAR)
+        small = PIL.fromarray(to_bytes(x)).resize((x.shape[1] // 3, x.shape[0] // 3), PIL.Resampling.BILINEAR)
         return np.asarray(small.resize((x.shape[1], x.shape[0]), PIL.Resampling.BILINEAR), dtype=np.float32) / 255
 
     def border(x: np.ndarray) -> np.ndarray:
         edge = x.shape[0] // 12
         out = np.zeros_like(x)
-        inner = PIL.fromarray(_bytes(x)).resize((x.shape[1] - 2 * edge, x.shape[0] - 2 * edge), PIL.Resampling.BILINEAR)
+        inner = PIL.fromarray(to_bytes(x)).resize(
+            (x.shape[1] - 2 * edge, x.shape[0] - 2 * edge), PIL.Resampling.BILINEAR
+        )
         out[edge:-edge, edge:-edge] = np.asarray(inner, dtype=np.float32) / 255
         return out
 
@@ -84,7 +86,8 @@ def corruptions() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     }
 
 
-def _bytes(x: np.ndarray) -> np.ndarray:
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    """[0, 1] as 8 bits."""
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
@@ -98,7 +101,7 @@ def score(bundle: Bundle, run: RunDirectory, data: Path) -> dict[str, dict[str, 
     found = {}
     for name, change in corruptions().items():
         pixels = np.stack(
-            [bundle.preprocess.to_uint8(Image(_bytes(change(x)), 8, "L", "array", 0, ())) for x in images]
+            [bundle.preprocess.to_uint8(Image(to_bytes(change(x)), 8, "L", "array", 0, ())) for x in images]
         )
         z_NK = np.concatenate([bundle.pipeline.logits(pixels[k : k + 128]) for k in range(0, len(pixels), 128)])
         margin = z_NK[:, 1].astype(np.float64) - z_NK[:, 0]
