@@ -39,7 +39,8 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return model
 
     preprocess = Preprocess.from_config(load_recipe(recipe()).preprocess)
-    monkeypatch.setattr(module, "load_classifier", lambda path: SimpleNamespace(classes=("a", "b"), preprocess=preprocess))
+    known = SimpleNamespace(classes=("a", "b"), preprocess=preprocess)
+    monkeypatch.setattr(module, "load_classifier", lambda path: known)
     monkeypatch.setattr(module, "restore_model", restored)
     return passes
 

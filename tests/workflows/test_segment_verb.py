@@ -19,6 +19,7 @@ from medloom.errors import DataError, UsageError
 from medloom.evaluation.case_table import read_cases
 from medloom.files import RunDirectory
 from medloom.workflows.cross_validate import cross_validate
+from medloom.workflows.evaluate import evaluate
 from medloom.workflows.train import TrainedRun, train
 
 MASKS: dict[str, Any] = {
@@ -138,6 +139,29 @@ def test_folds_test_every_case_once_and_go_on_where_they_stopped(masks: Path, tm
     again = cross_validate(recipe, 2, data=masks, out=tmp_path / "folds", resume=True)
     assert again.values == done.values
     assert (tmp_path / "folds" / "fold0" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_another_data_set_is_judged_and_stands_in_the_report(finished: TrainedRun, tmp_path: Path) -> None:
+    other = write_phantom_masks(tmp_path / "elsewhere", n_patients=12, size=64, seed=9)
+    done = evaluate(finished.directory.root, data=other, name="elsewhere")
+    place = finished.directory.root / "evaluations" / "elsewhere"
+    table = read_cases(place / "cases.csv")
+    assert done.values["metrics"]["splits"]["test"]["n"] == len(table)
+    assert done.values["metrics"]["evaluation"]["seen_images"] == 0
+    assert "elsewhere" in finished.report.read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="U212"):
+        evaluate(finished.directory.root, data=other, name="elsewhere")
+
+
+def test_D117_the_images_that_it_learnt_from_are_no_other_data_set(finished: TrainedRun, masks: Path) -> None:
+    with pytest.raises(DataError, match="D117"):
+        evaluate(finished.directory.root, data=masks, name="same")
+
+
+def test_D116_other_structures(finished: TrainedRun, tmp_path: Path) -> None:
+    other = write_phantom_masks(tmp_path / "elsewhere", n_patients=12, size=32, seed=9)
+    with pytest.raises(DataError, match="D116"):
+        evaluate(finished.directory.root, data=other, overrides=("data.classes=[background, heart, liver]",))
 
 
 def test_U228_a_segmenter_on_images_with_labels(tmp_path: Path) -> None:

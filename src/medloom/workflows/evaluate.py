@@ -51,26 +51,37 @@ def evaluate(
     """
     from medloom.data.scan import scan
     from medloom.data.sources import open_dataset
-    from medloom.deployment.bundle import load_classifier
+    from medloom.deployment.bundle import load
+    from medloom.deployment.bundle_segmenter import SegmenterBundle
     from medloom.evaluation.summary import summarise
 
     if name is not None and not NAME.fullmatch(name):
         raise UsageError("U219", name, "not a name for an evaluation", "Use letters, digits, '.', '_' and '-'")
     renames = _renames(relabel)
-    bundle = load_classifier(run)
+    bundle = load(run)
     home = RunDirectory(Path(run))
     is_run = home.recipe.exists()
     if out is None and not is_run:
         raise UsageError("U216", run, "a bare bundle has no run directory to write into", "Give a run directory")
     recipe = load_recipe(home.recipe) if is_run else load_recipe({})
     keys = [o if o.startswith("data.") else f"data.{o}" for o in overrides]
+    if isinstance(bundle, SegmenterBundle):
+        from medloom.workflows.segment_evaluate import evaluate_masks
+
+        if renames:
+            remedy = "Name them in order with --set data.classes=[background, ...]"
+            raise UsageError("U218", run, "--map renames labels, and this model draws masks", remedy)
+        return evaluate_masks(
+            bundle, home if is_run else None, recipe, data=data, name=name, overrides=keys, accept=accept, out=out,
+            quiet=quiet,
+        )  # fmt: skip
     config = load_recipe({"data": {"classes": list(bundle.classes), "rename": renames}}, keys).data
     config = config.model_copy(update={"accept": tuple(sorted({*config.accept, *check_accept(accept)}))})
     _refuse_unknown_labels(data, config, renames)
     listed = open_dataset(data, config)
     if renames and listed.records[0].path.endswith(".npz"):
         raise UsageError("U218", data, "labels of an npz file are numbers, which --map does not rename", "Leave it out")
-    label = name or _as_name(listed.name)
+    label = name or as_name(listed.name)
     place = Path(out) if out is not None else home.root / "evaluations" / label
     if (place / "metrics.json").exists():
         raise UsageError("U212", place, "an evaluation is already there", "Name another with --name")
@@ -84,11 +95,7 @@ def evaluate(
             f"classes are {', '.join(dataset.classes)}; the model knows {', '.join(bundle.classes)}",
             "Name each with --map THEIRS=OURS",
         )
-    seen, own_test = _overlap(home, dataset) if is_run else (0, 0)
-    if seen and "D117" not in config.accept:
-        raise DataError("D117", data, f"{seen} images were used in training or validation", "Leave them out")
-    if own_test:
-        open_test(home, f"evaluate {data}", dataset.hash())
+    seen, own_test = check_overlap(home if is_run else None, dataset, data, config)
     logits_NK = _logits(bundle, dataset, config, quiet)
     table = predictions_of(dataset, "external", logits_NK, bundle.pipeline.temperature)
     decision = bundle.document["operating_point"]
@@ -133,7 +140,7 @@ def _renames(relabel: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     """The name of a data set as one that a folder and ``--name`` take."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".-") or "data"
 
@@ -161,15 +168,28 @@ def _refuse_unknown_labels(data: str | Path, config: DataConfig, renames: dict[s
             raise DataError("D116", data, f"no image has the label {theirs!r}", f"Labels there are: {names}")
 
 
-def _overlap(run: RunDirectory, dataset: Dataset) -> tuple[int, int]:
-    """Images of ``dataset`` that the run learnt from, and images that are its test split's."""
+def check_overlap(run: RunDirectory | None, dataset: Dataset, data: str | Path, config: DataConfig) -> tuple[int, int]:
+    """Images of ``dataset`` that the run learnt from, and images that are its test split's; zeros without a run.
+
+    A scoring of test images is entered in the run's ledger, before it happens.
+
+    Raises:
+        DataError: D117, it learnt from some of them.
+    """
     from medloom.data.records import read_csv
 
+    if run is None:
+        return 0, 0
     used = read_csv(run.records, run.root).records
     learnt = {r.pixel_hash for r in used if r.split in ("train", "val")}
     tested = {r.pixel_hash for r in used if r.split == "test"}
     mine = [r.pixel_hash for r in dataset.records]
-    return sum(h in learnt for h in mine), sum(h in tested for h in mine)
+    seen, own_test = sum(h in learnt for h in mine), sum(h in tested for h in mine)
+    if seen and "D117" not in config.accept:
+        raise DataError("D117", data, f"{seen} images were used in training or validation", "Leave them out")
+    if own_test:
+        open_test(run, f"evaluate {data}", dataset.hash())
+    return seen, own_test
 
 
 def _logits(bundle: Any, dataset: Dataset, config: DataConfig, quiet: bool) -> np.ndarray:

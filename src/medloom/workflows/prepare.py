@@ -41,8 +41,8 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
         GateError: D124, too few validation images to choose a threshold on, where classes exclude each other.
-        UsageError: U228 data with masks in place of labels; U221, U223 a loss or a sampling that the labels contradict; T411, on resume, when the data are not
-            those of the run.
+        UsageError: U228 data with masks in place of labels; U221, U223 a loss or a sampling that the labels contradict;
+            T411, on resume, when the data are not those of the run.
     """
     from medloom.data.audit import gate
     from medloom.data.splits import make_splits
