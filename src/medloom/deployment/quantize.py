@@ -149,7 +149,7 @@ def quantise_onnx(onnx: bytes, images_NCHW: np.ndarray, keep_float: Sequence[str
     import onnx as library
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.rows = iter(range(len(images_NCHW)))
 

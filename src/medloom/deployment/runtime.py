@@ -65,7 +65,8 @@ class Runtime:
         self.name = self._engine.name
         ports = [*self._engine.inputs, *self._engine.outputs]
         single = len(self._engine.inputs) == len(self._engine.outputs) == 1
-        taken, given = (ports[0][0], ports[-1][0]) if single else ((), ())
+        taken: tuple[Any, ...] = ports[0][0] if single else ()
+        given: tuple[Any, ...] = ports[-1][0] if single else ()
         fits = (
             single and (len(taken), len(given)) in ((4, 2), (4, 4), (5, 5)) and all(is_float for _, is_float in ports)
         )

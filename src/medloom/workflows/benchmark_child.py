@@ -53,8 +53,8 @@ def measured(
         x_BCS = np.random.default_rng(0).standard_normal((batch, network.in_chans, *network.size)).astype(np.float32)
         files = [Path(images[k % len(images)]) for k in range(batch)]
         found[f"batch {batch}"] = {
-            "network": _timed(lambda x=x_BCS: network.logits(x), batch, seconds, most),  # type: ignore[misc]
-            "file to answer": _timed(lambda f=files: answers(f), batch, seconds, most),  # type: ignore[misc]
+            "network": _timed(lambda x=x_BCS: network.logits(x), batch, seconds, most),
+            "file to answer": _timed(lambda f=files: answers(f), batch, seconds, most),
         }
     found["peak_memory_mib"] = _peak_memory()
     return found
@@ -102,7 +102,7 @@ if __name__ == "__main__":
 
     _task, _request = json.loads(sys.argv[1])
     try:
-        _found = {"cold": cold_start, "measure": measured}[_task](**_request)
+        _found = cold_start(**_request) if _task == "cold" else measured(**_request)
     except MedloomError as _problem:
         sys.stderr.write(f"{_problem}\n")
         sys.exit(_problem.exit_code)
