@@ -187,7 +187,9 @@ def _owners(records: Iterable[Record]) -> int:
 
 def _class_counts(dataset: Dataset, records: Iterable[Record]) -> dict[str, int]:
     count = Counter(k for r in records for k in r.labels)
-    return {name: count[k] for k, name in enumerate(dataset.classes)}
+    # The background is in every mask and counted in none.
+    first = 1 if dataset.label_values else 0
+    return {name: count[k] for k, name in enumerate(dataset.classes) if k >= first}
 
 
 def _smallest_class(dataset: Dataset, records: Iterable[Record]) -> tuple[int, str]:
