@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 Array = np.ndarray
@@ -137,6 +136,8 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
 
 def newcombe_auc(value: float, positives: float, negatives: float, confidence: float = 0.95) -> Interval:
     """Score-like interval of an AUC, for samples so well separated that every resample gives the same value."""
+    from scipy.optimize import brentq  # a third of a second that no answer of a bundle needs
+
     z = float(ndtri((1 + confidence) / 2))
     star = (positives + negatives) / 2 - 1
 
