@@ -17,8 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from medloom.cli_compare import compare
-from medloom.cli_compress import distill, prune
-from medloom.cli_compress import distill, prune
+from medloom.cli_compress import advise, distill, prune, search
 from medloom.cli_data import data_app
 from medloom.cli_deploy import benchmark, export, quantize
 from medloom.cli_explain import explain
@@ -36,8 +35,8 @@ app.command()(compare)
 app.command()(explain)
 app.command()(distill)
 app.command()(prune)
-app.command()(distill)
-app.command()(prune)
+app.command()(advise)
+app.command()(search)
 app.command()(export)
 app.command()(quantize)
 app.command()(benchmark)

@@ -81,3 +81,69 @@ def prune(
         quiet=as_json,
     )
     finish(done, as_json)
+
+
+def advise(
+    task: Annotated[str | None, typer.Option(help="classification or segmentation; found from --data.")] = None,
+    volume: Annotated[bool, typer.Option("--volume", help="The images have three axes.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Images to train on; they are listed, not read.")] = None,
+    cores: Annotated[int | None, typer.Option(help="Of the machine that answers; default this one's.")] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Of that machine.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(metavar="GB", help="Of its GPU; 0 for none.")] = None,
+    latency: Annotated[float, typer.Option(metavar="MS", help="What one image may take.")] = 50.0,
+    labels: Annotated[int | None, typer.Option(help="Labelled images; found from --data.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time the candidates on this machine first.")] = False,
+    cache: Annotated[Path, typer.Option(help="Where measured figures are kept.")] = Path("runs/advise_figures.json"),
+    as_json: Json = False,
+) -> None:
+    """Propose system, size and compression for this place, with the branch that was taken and its figures."""
+    from medloom.cli import _finish as finish
+    from medloom.workflows.advise import advise_here
+
+    done = advise_here(
+        task=task,
+        volume=volume,
+        data=data,
+        cores=cores,
+        memory=memory,
+        gpu_memory=gpu_memory,
+        latency=latency,
+        labels=labels,
+        measure=measure,
+        cache=cache,
+        quiet=as_json,
+    )
+    finish(done, as_json)
+
+
+def search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of hatr or token_pruned: the protocol of every trial.")],
+    data: Data,
+    budget: Annotated[float, typer.Option(metavar="MS", help="What one image may take, network alone.")],
+    trials: Annotated[int, typer.Option(min=1, help="In all, with those of earlier sessions.")] = 20,
+    minutes: Annotated[float | None, typer.Option(help="Begin no trial after so many.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default runs/NAME-search. The same command goes on.")
+    ] = None,
+    config: Set = None,
+    accept: Accept = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the inference that is timed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search trunk, scales, refinement, depth, width and tokens kept under a latency budget, on validation alone."""
+    from medloom.cli import _finish as finish
+    from medloom.workflows.search import search as run_search
+
+    done = run_search(
+        recipe,
+        data=data,
+        budget=budget,
+        trials=trials,
+        minutes=minutes,
+        out=out,
+        overrides=config or (),
+        accept=check_accept(accept or ()),
+        threads=threads,
+        quiet=as_json,
+    )
+    finish(done, as_json)

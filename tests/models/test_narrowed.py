@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from medloom.deployment.prune import original_of, prune_step
 from medloom.errors import ModelError, UsageError
 from medloom.models.macs import count_macs
 from medloom.models.narrowed import narrow, plan_of
+from medloom.models.prune import original_of, prune_step
 from medloom.models.registry import create_model
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 4}

@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib(),
         "packages": {name: v for name in _RECORDED if (v := _version(name))},
     }
     if "torch" in sys.modules:
@@ -95,7 +95,8 @@ def _has_flag(*names: str) -> bool:
     return False
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Memory of the machine, 0 where the system does not tell."""
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemTotal"):
             return round(int(line.split()[1]) / 2**20, 1)

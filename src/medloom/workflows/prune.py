@@ -21,7 +21,6 @@ from medloom.data.cache import DevicePixels, finish, to_device
 from medloom.data.sampling import class_weights
 from medloom.deployment.bundle import Bundle, load_classifier
 from medloom.deployment.export import onnx_bytes
-from medloom.deployment.prune import KINDS, original_of, prune_step
 from medloom.deployment.quality_gate import quality_gate, require
 from medloom.deployment.turns import speed_in_turns
 from medloom.errors import GateError, UsageError
@@ -29,6 +28,7 @@ from medloom.evaluation.operating_point import carried_over, thresholds
 from medloom.files import RunDirectory, atomic_directory, make_folder, write_json, write_text
 from medloom.models.macs import count_macs
 from medloom.models.narrowed import plan_of
+from medloom.models.prune import KINDS, original_of, prune_step
 from medloom.models.registry import create_model
 from medloom.reporting.pictures import write_pictures
 from medloom.reporting.report import write_report
@@ -80,7 +80,7 @@ def prune(
         target: times as fast at batch 1 as before, measured; with ``ratio`` anything above 1 is enough.
         steps: as many until ``target`` is expected, and twice as many at most.
         epochs: of learning from the unpruned model after each step; twice as many after the last.
-        what: kinds of parts, of ``deployment.prune.KINDS``.
+        what: kinds of parts, of ``models.prune.KINDS``.
 
     Raises:
         GateError: X604, too slow or too much lost; nothing is left then.

@@ -6,7 +6,9 @@ Each function runs in a process of its own (``workflows.child``), so that its pe
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,38 @@ def count(architectures: list[dict[str, Any]]) -> list[dict[str, int]]:
         macs = count_macs(model, values.get("in_chans", 3), values.get("image_size", 224))
         out.append({"parameters": sum(p.numel() for p in model.parameters()), "macs": macs})
     return out
+
+
+def bare_speed(architecture: dict[str, Any], threads: int | None = None, clock: str = "wall") -> dict[str, Any]:
+    """Milliseconds of one image and of 16 through ONNX Runtime, of an untrained network: speed asks for no training.
+
+    Args:
+        clock: ``wall``, or ``cpu``: what the processor spent, which with one thread is the latency of an idle machine,
+            whatever else goes on.
+
+    Returns ``batch 1`` and ``batch 16`` (of the whole batch; the fastest tenth of the runs, for a machine has other
+    work too), ``median 1``, ``median 16``, ``parameters, threads, clock, load``.
+
+    Raises:
+        UsageError: U206 to U208. ModelError: C505, C511. ExportError: X601.
+    """
+    from medloom.deployment.export import onnx_bytes
+    from medloom.deployment.runtime import Runtime
+
+    model = create_model(**architecture)
+    size = architecture["image_size"]
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    runtime = Runtime(onnx_bytes(model, in_chans=architecture["in_chans"], size=pair), threads=threads)
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "threads": runtime.threads}
+    found |= {"clock": clock, "load": round(os.getloadavg()[0], 2)}
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    for batch, repeats in ((1, 30), (16, 4)):
+        x_BCHW = np.zeros((batch, architecture["in_chans"], *pair), dtype=np.float32)
+        taken = []
+        for _ in range(repeats + 2):
+            started = now()
+            runtime.logits(x_BCHW)
+            taken.append(1000 * (now() - started))
+        found[f"batch {batch}"] = round(float(np.quantile(taken[2:], 0.1)), 3)
+        found[f"median {batch}"] = round(float(np.median(taken[2:])), 3)
+    return found

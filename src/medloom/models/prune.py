@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medloom.blocks.attention import Attention
-from medloom.deployment.prune_blocks import Original, block_lists, drop_blocks, kept
 from medloom.errors import ModelError, UsageError
+from medloom.models.prune_blocks import Original, block_lists, drop_blocks, kept
 
 KINDS = ("channels", "heads", "units", "blocks")
 LEAST_WIDTH = 8

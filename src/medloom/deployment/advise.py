@@ -1,0 +1,217 @@
+"""Which system, how large, how compressed, for a task, a machine and a budget: the founding decision tree made real.
+
+The tree is the one of "Hybrid models: best of both worlds" (DOI 10.5281/zenodo.14828792, section "Deployment
+considerations"): segmentation or classification, volume or image, edge or not. Where a measurement speaks against a
+leaf, the measurement wins and the answer says so: its edge leaf is a ConvNeXt-Base, which is the slowest classifier
+here. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+_FIGURES = Path(__file__).with_name("figures.json")
+
+FEW_LABELS = 2000
+"""Below so many labelled images a transformer that starts from nothing has less to learn from than it has weights."""
+
+INT8_GAIN = 2.0
+"""What int8 is expected to bring over ONNX Runtime in float32, where nothing was measured: the low end of what was."""
+
+CANDIDATES = (
+    "conv2d",
+    "efficientnet_b0",
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "hatr_conv2d",
+    "hatr_resnet50",
+    "token_pruned",
+    "convnext_deit_atto",
+    "vit_small",
+    "convnext_deit_tiny",
+    "coatnet_0",
+    "convnext_base",
+    "convnext_deit",
+)
+"""Classifiers that are proposed, each at 224 pixels, from the smallest to the largest."""
+
+PREFERENCE = {
+    "edge": ("hatr_conv2d", "efficientnet_b0", "resnet18", "convnext_deit_atto", "conv2d", "hatr_resnet50"),
+    "server": ("coatnet_0", "hatr_resnet50", "convnext_deit_tiny", "densenet121", "hatr_conv2d", "resnet18", "conv2d"),
+}
+"""In which order leaves are taken when several fit: hybrids first, as the tree has them, small ones where labels are
+few."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of the place.
+
+    Attributes:
+        task: ``classification`` or ``segmentation``.
+        volume: whether the images have three axes.
+        cores, memory, gpu_memory: of the machine that answers; gigabytes, 0 without a GPU.
+        latency: milliseconds that one image may take.
+        labels: labelled images (or cases) to train on; None where nobody said.
+    """
+
+    task: str
+    volume: bool
+    cores: int
+    memory: float
+    gpu_memory: float
+    latency: float
+    labels: int | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What is proposed, and why.
+
+    Attributes:
+        model: name for a recipe.
+        compression: steps in the order in which they are tried, names of verbs with their reason.
+        branch: the questions of the tree with the answers that were taken.
+        reasons, contradicts: sentences; the second where the founding text says otherwise.
+        expected_ms: of the proposal by the figures, None where there are none.
+        figures: rows that back it.
+    """
+
+    model: str
+    compression: list[str]
+    branch: list[str]
+    reasons: list[str]
+    contradicts: list[str]
+    expected_ms: float | None
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def committed_figures() -> dict[str, Any]:
+    """``{machine, runtime, threads, rows: {model: {"batch 1": ms, ...}}}`` that came with the package."""
+    found: dict[str, Any] = json.loads(_FIGURES.read_text(encoding="utf-8"))
+    return found
+
+
+def advise(asked: Asked, figures: Mapping[str, Any], *, measured_here: bool) -> Advice:
+    """Walk the tree.
+
+    Args:
+        figures: as of :func:`committed_figures`, or measured on this machine.
+        measured_here: which of the two.
+    """
+    if asked.task == "segmentation":
+        return _segmentation(asked)
+    return _classification(asked, figures, measured_here)
+
+
+def _segmentation(asked: Asked) -> Advice:
+    branch = ["Task? segmentation", f"Volume or image? {'volume' if asked.volume else 'image'}"]
+    wanted = 8.0 if asked.volume else 4.0
+    claim = f"{wanted:g} GB of GPU memory"
+    contradicts, reasons = [], []
+    branch.append(f"GPU of {wanted:g} GB? {'yes' if asked.gpu_memory >= wanted else 'no'}")
+    if asked.volume:
+        model = "maxvit_unet_3d_small" if asked.gpu_memory >= wanted else "maxvit_unet_3d_tiny"
+        if asked.labels is not None and asked.labels < 100:
+            model = "unet_3d"
+            reasons.append(f"{asked.labels} labelled volumes are few: start from the plain U-Net, and let it be beaten")
+    else:
+        model = "transunet_small" if asked.gpu_memory >= wanted else "maxvit_unet_mini"
+    if asked.gpu_memory < wanted:
+        contradicts.append(
+            f"The tree asks for {claim}; without it the smallest of the family is proposed, which answers on the CPU "
+            "window by window (no figure of ours says how long: run medloom benchmark on its bundle)"
+        )
+    else:
+        reasons.append(f"The tree's own leaf; its {claim} was not measured here")
+    compression = ["export: OpenVINO beside ONNX"]
+    return Advice(model, compression, branch, reasons, contradicts, None)
+
+
+def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: bool) -> Advice:
+    edge = asked.gpu_memory < 4
+    branch = ["Task? classification", f"Edge (no GPU of 4 GB)? {'yes' if edge else 'no'}"]
+    rows, reasons, contradicts = figures["rows"], [], []
+    few = asked.labels is not None and asked.labels < FEW_LABELS
+    if asked.labels is not None:
+        branch.append(f"Fewer than {FEW_LABELS} labelled images? {'yes' if few else 'no'} ({asked.labels})")
+    branch.append(f"Budget per image? {asked.latency:g} ms on {asked.cores} cores")
+    preferred = PREFERENCE["edge" if edge else "server"]
+    order = [m for m in preferred if m in rows]
+    if not order:
+        reasons.append("no figure is at hand for any candidate: the first of the tree stands, run advise --measure")
+        return Advice(preferred[0], ["export: OpenVINO beside ONNX"], branch, reasons, [], None)
+    if few:
+        order = sorted(order, key=lambda name: float(rows[name]["parameters"]))
+        reasons.append(f"{asked.labels} labelled images are few: small networks first, and published weights help most")
+    fits = [m for m in order if rows[m]["batch 1"] <= asked.latency]
+    with_int8 = [m for m in order if rows[m]["batch 1"] / INT8_GAIN <= asked.latency]
+    compression = ["export: OpenVINO beside ONNX"]
+    if fits:
+        model = fits[0]
+        reasons.append(f"{model} takes {rows[model]['batch 1']:g} ms in float32, within the budget as it is")
+        if model != order[0]:
+            reasons.append(f"{order[0]}, which comes before it, takes {rows[order[0]]['batch 1']:g} ms")
+        if edge:
+            compression.append("quantize: int8, if it passes the gate, is faster still")
+    elif with_int8:
+        model = with_int8[0]
+        reasons.append(f"{model} takes {rows[model]['batch 1']:g} ms in float32: it fits only when quantised")
+        compression.append(f"quantize: int8 must bring {rows[model]['batch 1'] / asked.latency:.1f} times")
+    else:
+        model = min(order, key=lambda name: float(rows[name]["batch 1"]))
+        took = rows[model]["batch 1"]
+        reasons.append(f"Nothing here answers within {asked.latency:g} ms; {model}, with {took:g} ms, comes nearest")
+        compression += ["prune: 1.8 times", "quantize: int8", "a smaller preprocess.size is worth more than both"]
+    larger = next((m for m in ("hatr_resnet50", "convnext_deit_tiny") if m in rows and m != model), None)
+    if edge and larger:
+        compression.append(f"distill: let {larger}, or the best model that you can train, teach it")
+    contradicts += _against_the_text(edge, rows, asked, model)
+    shown = sorted(rows, key=lambda name: float(rows[name]["batch 1"]))
+    where = "measured on this machine" if measured_here else f"measured elsewhere on {figures['machine']}"
+    table = [
+        {"model": name, **rows[name], "where": where, "fits": rows[name]["batch 1"] <= asked.latency} for name in shown
+    ]
+    return Advice(model, compression, branch, reasons, contradicts, float(rows[model]["batch 1"]), table)
+
+
+def _against_the_text(edge: bool, rows: Mapping[str, Any], asked: Asked, model: str) -> list[str]:
+    """Where the founding text names a leaf that the figures do not bear out."""
+    out = []
+    if edge and {"convnext_base", "efficientnet_b0"} <= rows.keys():
+        large, small = rows["convnext_base"]["batch 1"], rows["efficientnet_b0"]["batch 1"]
+        if large > 2 * small:
+            out.append(
+                f"The tree's edge leaf is ConvNeXt with a light head, and its recipe starts from ConvNeXt-Base: that "
+                f"is no edge model, {large:g} ms against {small:g} ms of EfficientNet-B0"
+            )
+    if edge and asked.cores < 8 and rows[model]["batch 1"] <= asked.latency:
+        out.append(f"The tree asks for 8 cores at the edge: {asked.cores} are enough for {model} within this budget")
+    if not edge and model != "coatnet_0":
+        out.append("The tree's leaf is CoAtNet; it does not fit the budget on this machine's CPU, or labels are few")
+    return out
+
+
+def summary(advice: Advice, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is printed."""
+    lines = ["branch taken:", *(f"  {text}" for text in advice.branch), f"proposed: {advice.model}"]
+    lines += [f"  {text}" for text in advice.reasons]
+    lines += ["then:", *(f"  {text}" for text in advice.compression)]
+    lines += [f"against the founding text: {text}" for text in advice.contradicts]
+    if rows:
+        lines.append(f"figures, network alone, one image of 224 pixels ({rows[0]['where']}):")
+    for row in rows:
+        mark = "fits" if row["fits"] else "too slow"
+        lines.append(
+            f"  {row['model']:20} {row['batch 1']:8.1f} ms  {row['parameters'] / 1e6:7.1f} M parameters  {mark}"
+        )
+    return lines
