@@ -17,7 +17,7 @@ from medloom.data.phantom import write_phantom
 from medloom.data.sources import open_dataset
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory
-from medloom.workflows.evaluate import _as_name, _text, evaluate
+from medloom.workflows.evaluate import _text, as_name, evaluate
 
 RECIPE = {
     "name": "tiny",
@@ -111,7 +111,7 @@ def test_U219_a_name_that_is_no_folder_name_is_refused(run: RunDirectory, other:
 
 @pytest.mark.parametrize(("name", "wanted"), [("NIH (part 2)", "NIH_part_2_"), ("..", "data"), ("肺", "_"), ("a", "a")])
 def test_the_default_name_is_one_that_would_be_accepted(name: str, wanted: str) -> None:
-    assert _as_name(name) == wanted
+    assert as_name(name) == wanted
 
 
 def test_U212_an_evaluation_is_not_overwritten(run: RunDirectory, other: Path) -> None:
