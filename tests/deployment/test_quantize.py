@@ -103,7 +103,9 @@ def test_X604_figures_of_every_split_are_recorded_and_flips_listed_beside(quanti
             assert figures["mean_shift"] <= 0.02
             assert "listed" in report["networks"][name][split]["flips"]
     assert "val5_1" not in (quantised / "model.json").read_text()  # no image is named in a bundle
-    assert "decisions turned over" in (quantised / "CARD.md").read_text()
+    card = (quantised / "CARD.md").read_text()
+    assert "decisions turned over" in card
+    assert "network: the float one that this was made from" in card
 
 
 def test_int8_bundles_answer_in_both_runtimes_near_the_float_one(quantised: Path, float_bundle: Path) -> None:

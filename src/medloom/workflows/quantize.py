@@ -93,6 +93,9 @@ def quantize(
         "name": f"{opened.document['name']} {kind}",
         "runtimes": said,
         "quantisation": recorded(candidates, taken, kind, images),
+        # What was found and timed of the float network is not said of this one.
+        "parity": {"network": "the float one that this was made from", **opened.document["parity"]},
+        "latency": {},
     }
     with tempfile.TemporaryDirectory() as folder:
         twin = rewrite(opened, Path(folder) / "bundle", files=files, changes=changes)
