@@ -128,8 +128,8 @@ def _segmentation(asked: Asked) -> Advice:
         model = "transunet_small" if asked.gpu_memory >= wanted else "maxvit_unet_mini"
     if asked.gpu_memory < wanted:
         contradicts.append(
-            f"The tree asks for {claim}; without it the smallest of the family is proposed, which answers on the CPU "
-            "window by window (no figure of ours says how long: run medloom benchmark on its bundle)"
+            f"The tree asks for {claim}; without it a small network is proposed, which answers on the CPU window by "
+            "window (no figure of ours says how long: run medloom benchmark on its bundle)"
         )
     else:
         reasons.append(f"The tree's own leaf; its {claim} was not measured here")

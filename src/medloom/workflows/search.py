@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "journal.log"
-SPEED_REPEATS = 21
 
 
 @dataclass(frozen=True)
