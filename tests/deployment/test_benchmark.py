@@ -1,4 +1,4 @@
-"""``medloom benchmark``: each runtime in its own process, figures that belong together, a page that names the machine."""
+"""``medloom benchmark``: each runtime in its own process, and a page that names the machine."""
 
 from __future__ import annotations
 
