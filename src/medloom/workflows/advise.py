@@ -63,9 +63,10 @@ def advise_here(
     own = _measured(Path(cache), asked.cores, models, quiet) if measure else _cached(Path(cache), asked.cores)
     figures = own or committed_figures()
     advice = advise(asked, figures, measured_here=own is not None)
+    gpu = f"a GPU of {asked.gpu_memory:g} GB" if asked.gpu_memory else "no GPU"
     described = (
         f"asked: {asked.task}{' of volumes' if asked.volume else ''}, {asked.cores} cores, {asked.memory:g} GB of "
-        f"memory, {f'a GPU of {asked.gpu_memory:g} GB' if asked.gpu_memory else 'no GPU'}, {asked.latency:g} ms an image"
+        f"memory, {gpu}, {asked.latency:g} ms an image"
     )
     lines = [described, *summary(advice, advice.figures)]
     if own is None:
