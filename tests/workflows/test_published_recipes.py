@@ -9,7 +9,7 @@ import torch
 
 from medloom.config import load_recipe
 from medloom.data.preprocess import Preprocess
-from medloom.models.registry import create_model
+from medloom.models.registry import create_model, list_models
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 PAPER = ("densenet121", "efficientnet_b0", "coatnet_0", "maxvit_tiny", "convnext_deit", "convnext_deit_atto")
@@ -19,15 +19,15 @@ PAPER = ("densenet121", "efficientnet_b0", "coatnet_0", "maxvit_tiny", "convnext
 def test_a_recipe_builds_its_network_at_its_size(path: Path) -> None:
     recipe = load_recipe(path)
     preprocess = Preprocess.from_config(recipe.preprocess)
+    masks = recipe.model.name in list_models(task="segmentation")
+    size: tuple[int, ...] = recipe.segmentation.patch or preprocess.size
+    in_chans = 1 if recipe.segmentation.patch else preprocess.in_chans
     with torch.device("meta"):
         model = create_model(
-            recipe.model.name,
-            num_classes=3,
-            in_chans=preprocess.in_chans,
-            image_size=preprocess.size,
-            **recipe.model.options,
+            recipe.model.name, num_classes=3, in_chans=in_chans, image_size=size, **recipe.model.options
         ).eval()
-        assert model(torch.empty(2, preprocess.in_chans, *preprocess.size)).shape == (2, 3)
+        answer = model(torch.empty(2, in_chans, *size))
+    assert answer.shape == ((2, 3, *size) if masks else (2, 3))
 
 
 @pytest.mark.parametrize("name", [*PAPER, "medvit_small", "resnet50", "hatr_resnet50", "vit_small", "conv2d"])

@@ -182,9 +182,9 @@ def test_T411_another_place_of_the_data_is_no_other_recipe(recipe: Path, tmp_pat
 
     run = RunDirectory(tmp_path)
     run.recipe.write_text(load_recipe(recipe, ["data.path=one"]).as_yaml())
-    train_steps._check_recipe(load_recipe(recipe, ["data.path=other", "notes=more"]), run)
+    train_steps.check_recipe(load_recipe(recipe, ["data.path=other", "notes=more"]), run)
     with pytest.raises(UsageError, match="--accept T411"):
-        train_steps._check_recipe(load_recipe(recipe, ["data.patient=none"]), run)
+        train_steps.check_recipe(load_recipe(recipe, ["data.patient=none"]), run)
 
 
 def test_U203_U204_recipe_problems_are_in_plain_words(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
