@@ -56,6 +56,11 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temp = path.with_name(f"{_TEMP_MARK}{os.getpid()}-{path.name}"[:255])
+    if path.parent.is_dir():
+        # What a process that was killed here left of the same folder; those of other names are not ours to judge.
+        for orphan in path.parent.glob(f"{_TEMP_MARK}[0-9]*-*"):
+            if orphan.name.removeprefix(_TEMP_MARK).partition("-")[2] == path.name:
+                _swept(orphan)
     try:
         shutil.rmtree(temp, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,17 +147,19 @@ def sha256_file(path: str | Path) -> str:
 
 def sweep_orphans(directory: str | Path) -> list[Path]:
     """Remove temporary files that a killed process left in ``directory`` (T402). Returns what was removed."""
-    removed = []
-    for path in list(Path(directory).glob(f"**/{_TEMP_MARK}*")):
-        owner = path.name.removeprefix(_TEMP_MARK).split("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        removed.append(path)
-    return removed
+    return [path for path in list(Path(directory).glob(f"**/{_TEMP_MARK}*")) if _swept(path)]
+
+
+def _swept(path: Path) -> bool:
+    """Remove a temporary file or folder, unless a living process owns it; whether it is gone."""
+    owner = path.name.removeprefix(_TEMP_MARK).split("-")[0]
+    if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return True
 
 
 @dataclass(frozen=True)

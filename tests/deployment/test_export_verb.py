@@ -231,6 +231,9 @@ def test_X607_killed_in_mid_export_the_old_bundle_answers(float_bundle: Path, la
     assert done.returncode == -9, done.stderr
     assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
     assert medloom.load(kept).predict(golden_images(1, 64, 1))[0].probabilities
+    assert [p.name for p in tmp_path.iterdir() if "medloom-tmp" in p.name]
+    export(kept, data=labelled, accept=("D120",))
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"], "what the killed one left is gone"
 
 
 def test_the_command_prints_what_was_proved(
