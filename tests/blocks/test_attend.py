@@ -1,4 +1,4 @@
-"""Attention written out where that trains faster gives what the fused kernel gives."""
+"""Attention written out where that is faster gives what the fused kernel gives."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def test_bfloat16_training_agrees_with_float32() -> None:
     [
         (torch.bfloat16, 320, True, False),
         (torch.bfloat16, 321, True, True),
-        (torch.bfloat16, 50, False, True),
+        (torch.bfloat16, 50, False, False),
+        (torch.float32, 50, False, True),
         (torch.float32, 50, True, True),
     ],
 )
-def test_the_kernel_is_left_only_where_its_backward_pass_is_slow(
+def test_the_kernel_is_left_only_where_it_is_slow(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, training: bool, fused: bool
 ) -> None:
     calls: list[int] = []

@@ -79,15 +79,15 @@ class Attention(nn.Module):
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention ``(B, H, N, E)`` through the fused kernel, but where writing it out is faster.
 
-    On the CPU the fused kernel is slow backwards in bfloat16 (seen with torch 2.13); training ViT-S gains from
-    the written-out form (``benchmarks/models.py``). Forward alone, in float32, on a GPU, and for many tokens, whose
-    scores would not fit, the fused one stays.
+    On the CPU the fused kernel is slow in bfloat16, backwards above all (seen with torch 2.13); ViT-S gains from the
+    written-out form in training and in answering (``benchmarks/models.py``). In float32, on a GPU, and for many tokens,
+    whose scores would not fit, the fused one stays.
 
     Args:
         bias: added to the logits, of a shape that spreads to ``(B, H, N, N)``.
     """
     few = q_BHNE.shape[2] <= _FEW_TOKENS
-    if few and q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu" and q_BHNE.requires_grad:
+    if few and q_BHNE.dtype == torch.bfloat16 and q_BHNE.device.type == "cpu":
         logits_BHNN = q_BHNE * q_BHNE.shape[-1] ** -0.5 @ k_BHNE.transpose(-2, -1)
         return (logits_BHNN if bias is None else logits_BHNN + bias).softmax(dim=-1) @ v_BHNE
     return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=bias)
