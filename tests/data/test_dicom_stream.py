@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from dicom_files import NATIVE, SECRETS, dataset, meta, picture, radiograph, secretive, written
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from dicom_files import NATIVE, SECRETS, dataset, meta, picture, radiograph, secretive, written
 from medloom.data import dicom_stream
 from medloom.data.dicom import read_dicom
 from medloom.data.dicom_stream import MAX_DEPTH, MAX_ELEMENTS, looks_bare, walk_stream
