@@ -1,4 +1,4 @@
-"""A whole bundle, a copy to spoil, and a way to make a spoilt one look right."""
+"""Whole bundles, a copy to spoil, a way to make a spoilt one look right, and images to give them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as PIL
 from tiny_bundle import parts
+from tiny_segmenter import KINDS, segmenter_parts
 
+from medloom.data.phantom import golden_images
 from medloom.deployment.bundle import write_bundle
 from medloom.deployment.bundle_document import complete, render
+from medloom.deployment.bundle_segmenter import write_segmenter
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,32 @@ def forge() -> Callable[..., None]:
         (bundle / "model.json").write_text(render(whole))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A whole bundle of images and one of volumes; nobody writes to them."""
+    root = tmp_path_factory.mktemp("segmenters")
+    return {kind: write_segmenter(root / kind, **segmenter_parts(axes)) for kind, axes in zip(KINDS, (2, 3))}
+
+
+@pytest.fixture(scope="session")
+def flat(segmenters: dict[str, Path]) -> Path:
+    return segmenters["flat"]
+
+
+@pytest.fixture(scope="session")
+def deep(segmenters: dict[str, Path]) -> Path:
+    return segmenters["deep"]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Five images under names that need care, and one file that is none."""
+    root = tmp_path / "scans"
+    (root / "b" / "deeper").mkdir(parents=True)
+    pixels = golden_images(5, 60, 3)
+    for name, picture in zip(("знімок.png", "one two.jpg", "b/a.tif", "b/deeper/a.tif", "b/a.png"), pixels):
+        PIL.fromarray(picture[:, :44]).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    return root

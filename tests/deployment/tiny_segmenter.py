@@ -18,6 +18,7 @@ from medloom.deployment.runtime import Runtime, open_image
 from medloom.deployment.segmenter import SegmentPipeline
 
 CLASSES, VALUES = ("background", "lung", "heart"), (0, 255, 7)
+KINDS = ("flat", "deep")  # of images, of volumes
 PATCH = (12, 10, 8)
 FLAT = Preprocess(size=(40, 32), resize="pad", channels="grey", intensity="percentile", mean=(0.4,), std=(0.3,))
 DEEP = VolumePreprocess(spacing=(2.0, 2.0, 3.0), mean=(0.3,), std=(0.25,))
