@@ -12,7 +12,7 @@ import yaml
 from medloom import cli
 from medloom.config import load_recipe
 from medloom.data.records import Dataset, Record
-from medloom.workflows import train_steps
+from medloom.workflows import run_steps
 from medloom.workflows.prepare import few_positives
 from medloom.workflows.train import train
 
@@ -83,7 +83,7 @@ def test_U223_contradictions_come_before_training(
     chest: Path, recipe: Path, tmp_path: Path, setting: str, code: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(train_steps, "fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(run_steps, "fit", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(recipe), "--data", str(chest), "--out", str(tmp_path / "run"), "--set", setting])
     assert caught.value.code == 2

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from medloom.config import load_recipe
 from medloom.data.preprocess import Preprocess
 from medloom.models.timm_networks import load_timm
-from medloom.workflows.networks import build
+from medloom.workflows.networks import architecture_of, build
 
 
 def test_published_weights_of_one_half_are_taken_and_told(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_published_weights_of_one_half_are_taken_and_told(tmp_path: Path) -> Non
         preprocess=Preprocess(size=(64, 64), channels="grey", mean=(0.5,), std=(0.25,)),
     )
     told: list[str] = []
-    model: Any = build(recipe, prepared, told.append)
+    model: Any = build(recipe, architecture_of(recipe, prepared), told.append)
     assert torch.equal(model.trunk.network.stages[2].blocks[0].gamma, published.stages[2].blocks[0].gamma)
     assert told[0].startswith("weights have timm's own names: the trunk, without")
     assert told[1:] == [
@@ -35,5 +35,5 @@ def test_published_weights_of_one_half_are_taken_and_told(tmp_path: Path) -> Non
         "trunk.network.stem.0.weight converted from 40x3x4x4 to 40x1x4x4",
     ]
     load_state = {name: value.clone() for name, value in model.state_dict().items()}
-    again: Any = build(recipe, prepared)
+    again: Any = build(recipe, architecture_of(recipe, prepared))
     assert all(torch.equal(value, load_state[name]) for name, value in again.state_dict().items()), "the seed decides"

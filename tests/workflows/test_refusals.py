@@ -15,7 +15,7 @@ from medloom.data.phantom import write_phantom
 from medloom.data.records import Dataset, Record, read_csv
 from medloom.errors import GateError, ModelError
 from medloom.files import RunDirectory
-from medloom.workflows import train_steps
+from medloom.workflows import run_steps
 from medloom.workflows.prepare import check_validation
 from medloom.workflows.progress import Progress
 from medloom.workflows.run_lock import exclusive
@@ -123,7 +123,7 @@ def test_ctrl_c_before_training_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_D124_comes_before_training(
     phantom: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_steps, "fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(run_steps, "fit", lambda *_, **__: pytest.fail("it trained"))
     code, said = refuse(capsys, "train", recipe, "--data", phantom, "--out", tmp_path / "run")
     assert code == 6
     assert "error[D124]" in said
@@ -182,9 +182,9 @@ def test_T411_another_place_of_the_data_is_no_other_recipe(recipe: Path, tmp_pat
 
     run = RunDirectory(tmp_path)
     run.recipe.write_text(load_recipe(recipe, ["data.path=one"]).as_yaml())
-    train_steps.check_recipe(load_recipe(recipe, ["data.path=other", "notes=more"]), run)
+    run_steps.check_recipe(load_recipe(recipe, ["data.path=other", "notes=more"]), run)
     with pytest.raises(UsageError, match="--accept T411"):
-        train_steps.check_recipe(load_recipe(recipe, ["data.patient=none"]), run)
+        run_steps.check_recipe(load_recipe(recipe, ["data.patient=none"]), run)
 
 
 def test_U203_U204_recipe_problems_are_in_plain_words(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,11 @@ def restore_case(logits_KS: np.ndarray, grid: Grid, case: Case) -> np.ndarray:
     return grid.restore(logits_KS, case)
 
 
+def upright(positions: np.ndarray, case: Case) -> np.ndarray:
+    """A mask in the order of the file with axes to the right, anterior and superior; of an image as it is."""
+    return canonical(Volume(positions, case.affine)).array if isinstance(case, Volume) else positions
+
+
 def restore_slabs(
     axis: int, slabs: Iterable[tuple[int, np.ndarray]], grid: VolumePreprocess, volume: Volume
 ) -> np.ndarray:
@@ -50,9 +55,9 @@ def restore_slabs(
 
     However long the volume and however many its classes, no more than a piece of the logits is held.
     """
-    upright = canonical(volume)
-    positions = resample_slabs(slabs, axis, grid.grid(volume)[0], upright.shape)
-    return np.ascontiguousarray(upright.to_stored(positions))
+    standing = canonical(volume)
+    positions = resample_slabs(slabs, axis, grid.grid(volume)[0], standing.shape)
+    return np.ascontiguousarray(standing.to_stored(positions))
 
 
 def planes(logits_KS: np.ndarray, grid: Grid, case: Case) -> Iterator[np.ndarray]:
@@ -62,9 +67,9 @@ def planes(logits_KS: np.ndarray, grid: Grid, case: Case) -> Iterator[np.ndarray
         yield from planes_on_file(logits_KS, grid, _size(case))
         return
     assert isinstance(case, Volume)
-    upright = canonical(case)
+    standing = canonical(case)
     for plane in logits_KS:
-        yield upright.to_stored(resample(plane, upright.shape, smooth=False))
+        yield standing.to_stored(resample(plane, standing.shape, smooth=False))
 
 
 def lead_at(logits_KS: np.ndarray, grid: Grid, case: Case, where_S: np.ndarray) -> np.ndarray:

@@ -14,19 +14,16 @@ from typing import Any
 import numpy as np
 
 from medloom.data.preprocess import Preprocess
-from medloom.deployment.bundle_document import EDITED, FORMAT, SEGMENTATION
-from medloom.deployment.bundle_files import check_weights, read_arrays
+from medloom.deployment.bundle_document import DECODING, EDITED, SEGMENTATION, closing, opening
+from medloom.deployment.bundle_files import read_arrays
 from medloom.deployment.bundle_folder import (
     Opened,
     check_answers,
     decoding_of,
-    golden_bytes,
     open_folder,
-    plain,
-    weights_bytes,
-    write_folder,
+    write_new,
 )
-from medloom.deployment.bundle_runtimes import choose, golden_key, network, stated
+from medloom.deployment.bundle_runtimes import check_network, choose, golden_key, network, stated
 from medloom.deployment.bundle_segmenter import SegmenterBundle, segmenter_of
 from medloom.deployment.card import render_card
 from medloom.deployment.runtime import TASKS, Picture, Pipeline, Prediction, Runtime
@@ -119,39 +116,26 @@ def write_bundle(
         ModelError: what ``load`` raises, when the parts do not fit each other.
         ResourceError: T404, T405 when it cannot be written; an older bundle is then untouched.
     """
-    import medloom
-
-    directory = Path(directory)
     if task not in TASKS or (task == "binary" and len(classes) != 2):
         raise ValueError(f"task {task!r} with {len(classes)} classes")
-    check_weights(directory.name, weights)
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "medloom": medloom.__version__,
-        "notice": "Research software, not a medical device.",
-        "name": name,
-        "architecture": dict(architecture),
-        "task": task,
-        "classes": list(classes),
+    document = {
+        **opening(name, architecture, task, classes),
         "preprocess": preprocess.as_dict(),
         "flip_average": flip_average,
-        "decoding": {"frames": "refuse", "max_megapixels": 64.0, **(decoding or {})},
+        "decoding": {**DECODING, **(decoding or {})},
         "temperature": float(temperature),
         "operating_point": None if operating_point is None else dict(operating_point),
-        "expected_input": dict(expected_input),
-        "licences": dict(licences),
-        "provenance": dict(provenance),
-        "latency": dict(latency or {}),
-        "parity": dict(parity or {}),
+        **closing(expected_input, licences, provenance, latency, parity),
     }
-    document = plain(document)
-    files = {
-        "model.safetensors": weights_bytes(weights, {"classes": classes}),
-        "model.onnx": onnx,
-        "golden.npz": golden_bytes(images=np.stack(golden_images), logits=np.asarray(golden_logits, dtype=np.float32)),
-        "CARD.md": render_card(document, metrics, intended_use).encode("utf-8"),
-    }
-    return write_folder(directory, document, files, load)
+    return write_new(
+        directory,
+        document,
+        weights=weights,
+        onnx=onnx,
+        golden={"images": np.stack(golden_images), "logits": np.asarray(golden_logits, dtype=np.float32)},
+        card=lambda said: render_card(said, metrics, intended_use),
+        check=load,
+    )
 
 
 def load(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Bundle | SegmenterBundle:
@@ -219,10 +203,7 @@ def _pipeline(root: Path, document: Mapping[str, Any], runtime: Runtime) -> Pipe
     if len(set(classes)) != len(classes):
         raise ModelError("C505", place, f"classes {list(classes)}", EDITED)
     wanted = (len(classes), preprocess.in_chans, tuple(preprocess.size))
-    given = (runtime.num_classes, runtime.in_chans, runtime.size)
-    if wanted != given or runtime.masks:
-        text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
-        raise ModelError("C505", root, text, EDITED)
+    check_network(root, runtime, wanted, masks=False)
     flip = bool(document["flip_average"])
     return Pipeline(classes, task, preprocess, temperature, cuts, runtime, flip, **decoding)
 

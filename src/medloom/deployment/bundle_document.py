@@ -6,7 +6,7 @@ The hashes are bindings, not signatures: they find damage, mixing and editing; t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ LARGEST = 2**24  # bytes; a model.json has some kilobytes
 SEGMENTATION = "segmentation"
 """The task of bundles that draw masks."""
 
+DECODING = {"frames": "refuse", "max_megapixels": 64.0}
+"""How files are decoded where nothing else is said."""
+
 _KEYS = (
     "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "decoding",
     "expected_input", "licences", "provenance", "latency", "parity", "files", "hashes",
@@ -30,6 +33,38 @@ _KEYS = (
 _OPTIONAL = ("runtimes", "quantisation")
 _OF_CLASSIFIERS = ("flip_average", "temperature", "operating_point")
 _OF_SEGMENTERS = ("label_values", "segmentation")
+
+
+def opening(name: str, architecture: Mapping[str, Any], task: str, classes: Sequence[str]) -> dict[str, Any]:
+    """How a new model.json begins, whatever the model answers; the order of keys is part of what is hashed."""
+    import medloom
+
+    return {
+        "format": FORMAT,
+        "medloom": medloom.__version__,
+        "notice": "Research software, not a medical device.",
+        "name": name,
+        "architecture": dict(architecture),
+        "task": task,
+        "classes": list(classes),
+    }
+
+
+def closing(
+    expected_input: Mapping[str, Any],
+    licences: Mapping[str, str],
+    provenance: Mapping[str, Any],
+    latency: Mapping[str, Any] | None,
+    parity: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """How it ends, but for the files and hashes that ``complete`` adds."""
+    return {
+        "expected_input": dict(expected_input),
+        "licences": dict(licences),
+        "provenance": dict(provenance),
+        "latency": dict(latency or {}),
+        "parity": dict(parity or {}),
+    }
 
 
 def render(document: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from medloom.errors import ModelError
 from medloom.files import atomic_directory, write_bytes, write_text
 
 FRAMES = ("refuse", "first")  # of a file of several frames, one answer or none
+LABELS = {"classes": "classes", "label_values": "values"}  # what the weights are bound to, and its name in messages
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,37 @@ def open_folder(path: str | Path) -> Opened:
     return Opened(root, document, content)
 
 
+def write_new(
+    directory: str | Path,
+    document: Mapping[str, Any],
+    *,
+    weights: Mapping[str, np.ndarray],
+    onnx: bytes,
+    golden: Mapping[str, np.ndarray],
+    card: Callable[[Mapping[str, Any]], str],
+    check: Callable[[Path], object],
+) -> Path:
+    """Put the files of a new bundle together, and write it with ``write_folder``.
+
+    Args:
+        document: all of model.json but files and hashes.
+        card: CARD.md, from the document as the file will hold it.
+
+    Raises:
+        ModelError: C508 weights that are no numbers; what ``check`` raises. ResourceError: T404, T405.
+    """
+    directory = Path(directory)
+    check_weights(directory.name, weights)
+    document = plain(document)
+    files = {
+        "model.safetensors": _weights_bytes(weights, document),
+        "model.onnx": onnx,
+        "golden.npz": golden_bytes(**golden),
+        "CARD.md": card(document).encode("utf-8"),
+    }
+    return write_folder(directory, document, files, check)
+
+
 def write_folder(
     directory: str | Path,
     document: Mapping[str, Any],
@@ -83,14 +115,6 @@ def plain(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document as the file will hold it: tuples become lists now."""
     read: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     return read
-
-
-def weights_bytes(weights: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]) -> bytes:
-    """The class names travel inside the weights' own file: one hash covers both (C506)."""
-    from safetensors.numpy import save
-
-    tensors = {name: np.array(tensor, order="C") for name, tensor in weights.items()}
-    return bytes(save(tensors, metadata={name: json.dumps(list(values)) for name, values in labels.items()}))
 
 
 def golden_bytes(**arrays: np.ndarray) -> bytes:
@@ -140,10 +164,18 @@ def check_answers(
         raise ModelError("C507", place, problem, "Preprocessing or network changed: export again, or update medloom")
 
 
+def _weights_bytes(weights: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> bytes:
+    """The class names travel inside the weights' own file: one hash covers both (C506)."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.array(tensor, order="C") for name, tensor in weights.items()}
+    return bytes(save(tensors, metadata={key: json.dumps(document[key]) for key in LABELS if key in document}))
+
+
 def _check_tensors(place: Path, data: bytes, document: Mapping[str, Any]) -> None:
     tensors, metadata = read_weights(place, data)
     check_weights(place, tensors)
-    for key, what in (("classes", "classes"), ("label_values", "values")):
+    for key, what in LABELS.items():
         if key in document and metadata.get(key) != json.dumps(document[key]):
             problem = f"the weights are of the {what} {metadata.get(key)}, model.json says {document[key]}"
             raise ModelError("C506", place, problem, EDITED)

@@ -97,6 +97,22 @@ def network(
     return Runtime(content[xml], threads=threads, place=place, weights=content[weights], precision=precision)
 
 
+def check_network(root: Path, runtime: Runtime, wanted: tuple[object, ...], masks: bool) -> None:
+    """The network must be the one that model.json describes.
+
+    Args:
+        wanted: number of classes, channels and size.
+        masks: whether it must draw them, or must not.
+
+    Raises:
+        ModelError: C505.
+    """
+    given = (runtime.num_classes, runtime.in_chans, runtime.size)
+    if wanted != given or runtime.masks is not masks:
+        text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
+        raise ModelError("C505", root, text, EDITED)
+
+
 def golden_key(document: Mapping[str, Any], name: str, what: str) -> str:
     """Under which name golden.npz holds the answers of a runtime; float32 ones share theirs."""
     own = stated(document)[name]["precision"] != FLOAT32

@@ -15,22 +15,21 @@ from medloom.data.mask_geometry import require_restorable
 from medloom.data.preprocess import Preprocess
 from medloom.data.volume_preprocess import VolumePreprocess
 from medloom.data.volumes import Volume
-from medloom.deployment.bundle_document import EDITED, FORMAT, SEGMENTATION
-from medloom.deployment.bundle_files import check_weights
+from medloom.deployment.bundle_document import DECODING, EDITED, SEGMENTATION, closing, opening
 from medloom.deployment.bundle_folder import (
     Opened,
     decoding_of,
-    golden_bytes,
     open_folder,
-    plain,
-    weights_bytes,
-    write_folder,
+    write_new,
 )
 from medloom.deployment.bundle_golden import check_golden
-from medloom.deployment.bundle_runtimes import choose, golden_key, network, stated
+from medloom.deployment.bundle_runtimes import check_network, choose, golden_key, network, stated
 from medloom.deployment.card_segmenter import render_segmenter_card
 from medloom.deployment.segmenter import Segmentation, SegmentPipeline, Source, Steps
 from medloom.errors import ModelError, UsageError
+
+SETTINGS = {"patch": None, "overlap": 0.5, "mirror": False, "keep_largest": False}
+"""How cases are answered where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -139,38 +138,24 @@ def write_segmenter(
         ModelError: what ``medloom.load`` raises, when the parts do not fit each other.
         ResourceError: T404, T405 when it cannot be written; an older bundle is then untouched.
     """
-    import medloom
-
-    directory = Path(directory)
-    check_weights(directory.name, weights)
     kind = "image" if isinstance(preprocess, Preprocess) else "volume"
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "medloom": medloom.__version__,
-        "notice": "Research software, not a medical device.",
-        "name": name,
-        "architecture": dict(architecture),
-        "task": SEGMENTATION,
-        "classes": list(classes),
+    document = {
+        **opening(name, architecture, SEGMENTATION, classes),
         "label_values": [int(v) for v in label_values],
         "preprocess": {"kind": kind, **preprocess.as_dict()},
-        "segmentation": {"patch": None, "overlap": 0.5, "mirror": False, "keep_largest": False, **segmentation},
-        "decoding": {"frames": "refuse", "max_megapixels": 64.0, **(decoding or {})},
-        "expected_input": dict(expected_input),
-        "licences": dict(licences),
-        "provenance": dict(provenance),
-        "latency": dict(latency or {}),
-        "parity": dict(parity or {}),
+        "segmentation": {**SETTINGS, **segmentation},
+        "decoding": {**DECODING, **(decoding or {})},
+        **closing(expected_input, licences, provenance, latency, parity),
     }
-    document = plain(document)
-    labels = {"classes": document["classes"], "label_values": document["label_values"]}
-    files = {
-        "model.safetensors": weights_bytes(weights, labels),
-        "model.onnx": onnx,
-        "golden.npz": golden_bytes(**golden),
-        "CARD.md": render_segmenter_card(document, metrics, intended_use).encode("utf-8"),
-    }
-    return write_folder(directory, document, files, load_segmenter)
+    return write_new(
+        directory,
+        document,
+        weights=weights,
+        onnx=onnx,
+        golden=golden,
+        card=lambda said: render_segmenter_card(said, metrics, intended_use),
+        check=load_segmenter,
+    )
 
 
 def segmenter_of(opened: Opened, threads: int | None, runtime: str | None = None) -> SegmenterBundle:
@@ -208,10 +193,7 @@ def _pipeline(opened: Opened, name: str, threads: int | None) -> SegmentPipeline
         raise ModelError("C505", place, f"a window of {patch} that overlaps by {windows.overlap}", EDITED)
     runtime = network(root, document, opened.content, name, threads)
     wanted = (len(classes), grid.in_chans, tuple(grid.size) if isinstance(grid, Preprocess) else patch)
-    given = (runtime.num_classes, runtime.in_chans, runtime.size)
-    if wanted != given or not runtime.masks:
-        text = f"model.json says (classes, channels, size) {wanted}, the network has {given}"
-        raise ModelError("C505", root, text, EDITED)
+    check_network(root, runtime, wanted, masks=True)
     return SegmentPipeline(classes, values, grid, windows, keep, runtime, **decoding)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SPLITS = {"val": "Validation", "test": "Test"}
@@ -25,18 +25,40 @@ def render_card(document: Mapping[str, Any], metrics: Mapping[str, Any] | None, 
 
     Every number stands with its interval, its count and the trivial baseline, or says why it is not estimable.
     """
+    return laid_out(
+        document,
+        facts=_facts(document),
+        use=intended_use or _DEFAULT_USE,
+        answering=section("Decision", _decision(document)),
+        results=_results(metrics),
+        limits=_LIMITS,
+        measured=exactness(document),
+    )
+
+
+def laid_out(
+    document: Mapping[str, Any],
+    *,
+    facts: list[str],
+    use: str,
+    answering: str,
+    results: list[str],
+    limits: Sequence[str],
+    measured: list[str],
+) -> str:
+    """The sections of a card, in order; ``answering`` is the one on how an answer comes about."""
     parts = [
         f"# {plain(document['name'])}",
         "**Research software, not a medical device.** It must not be used to diagnose, to treat, or to decide that a "
         "person needs no care.",
-        section("What it is", _facts(document)),
-        section("Intended use", [plain(intended_use or _DEFAULT_USE)]),
+        section("What it is", facts),
+        section("Intended use", [plain(use)]),
         section("Expected input", pairs(document["expected_input"]) or ["Not stated."]),
-        section("Decision", _decision(document)),
-        section("Results", _results(metrics)),
+        answering,
+        section("Results", results),
         section("Data and provenance", pairs(document["provenance"]) or ["Not recorded."]),
-        section("Limits", [f"- {limit}" for limit in _LIMITS]),
-        section("Exactness and speed", exactness(document)),
+        section("Limits", [f"- {limit}" for limit in limits]),
+        section("Exactness and speed", measured),
         section("Licences", pairs(document["licences"]) or ["Not recorded."]),
     ]
     return "\n\n".join(parts) + "\n"

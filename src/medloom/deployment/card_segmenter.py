@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medloom.deployment.card import HEAD, SPLITS, exactness, pairs, plain, row, section
+from medloom.deployment.card import HEAD, SPLITS, exactness, laid_out, pairs, row, section
 
 _DEFAULT_USE = (
     "Research on image segmentation: comparing methods, measuring structures, planning a study. A person who is "
@@ -28,21 +28,15 @@ def render_segmenter_card(
 
     Every number stands with its interval, its count and the trivial baseline, or says why it is not estimable.
     """
-    parts = [
-        f"# {plain(document['name'])}",
-        "**Research software, not a medical device.** It must not be used to diagnose, to treat, or to decide that a "
-        "person needs no care.",
-        section("What it is", _facts(document)),
-        section("Intended use", [plain(intended_use or _DEFAULT_USE)]),
-        section("Expected input", pairs(document["expected_input"]) or ["Not stated."]),
-        section("From file to mask", _masks(document)),
-        section("Results", _results(metrics)),
-        section("Data and provenance", pairs(document["provenance"]) or ["Not recorded."]),
-        section("Limits", [f"- {limit}" for limit in _LIMITS]),
-        section("Exactness and speed", exactness(document, "file to mask", "window")),
-        section("Licences", pairs(document["licences"]) or ["Not recorded."]),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return laid_out(
+        document,
+        facts=_facts(document),
+        use=intended_use or _DEFAULT_USE,
+        answering=section("From file to mask", _masks(document)),
+        results=_results(metrics),
+        limits=_LIMITS,
+        measured=exactness(document, "file to mask", "window"),
+    )
 
 
 def _facts(document: Mapping[str, Any]) -> list[str]:

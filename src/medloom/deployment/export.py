@@ -124,9 +124,7 @@ def export_bundle(
         ExportError: X601 operator missing, X602 parity.
         ModelError: what ``medloom.load`` would refuse in the bundle.
     """
-    model = frozen(model)
-    if decoding is not None and decoding.get("frames") == "all":
-        decoding = {**decoding, "frames": "refuse"}
+    model, decoding = frozen(model), of_one_file(decoding)
     onnx = onnx_bytes(model, in_chans=preprocess.in_chans, size=preprocess.size)
     cuts = thresholds(operating_point)
     pipeline = Pipeline(
@@ -135,7 +133,6 @@ def export_bundle(
     parity = check_parity(model, pipeline, images)
     golden = golden_inputs(preprocess, golden_seed)
     pixels = [preprocess.to_uint8(open_image(image, "golden")) for image in golden]
-    latency = {"milliseconds_per_image_at_batch": pipeline.runtime.latency(), "threads": pipeline.runtime.threads}
     return write_bundle(
         directory,
         name=name,
@@ -155,10 +152,22 @@ def export_bundle(
         licences=licences or LICENCES,
         provenance=provenance or {},
         metrics=metrics,
-        latency={**latency, "machine": platform.machine(), "runtime": "ONNX Runtime, CPU, float32"},
+        latency={"milliseconds_per_image_at_batch": pipeline.runtime.latency(), **timed_on(pipeline.runtime)},
         parity=parity,
         intended_use=intended_use,
     )
+
+
+def of_one_file(decoding: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The decoding of the data configuration, for one answer per file."""
+    if decoding is not None and decoding.get("frames") == "all":
+        return {**decoding, "frames": "refuse"}
+    return decoding
+
+
+def timed_on(runtime: Runtime) -> dict[str, Any]:
+    """Where and with what the times of an exported network were taken."""
+    return {"threads": runtime.threads, "machine": platform.machine(), "runtime": "ONNX Runtime, CPU, float32"}
 
 
 def restore_model(bundle: Bundle | SegmenterBundle) -> nn.Module:

@@ -5,7 +5,6 @@ Shapes: B windows, C channels, K classes, S spatial axes.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from medloom.data.preprocess import Preprocess
 from medloom.data.volume_preprocess import VolumePreprocess
 from medloom.data.volumes import Volume
 from medloom.deployment.bundle_golden import golden_arrays
-from medloom.deployment.bundle_segmenter import write_segmenter
-from medloom.deployment.export import LICENCES, golden_inputs, onnx_bytes
+from medloom.deployment.bundle_segmenter import SETTINGS, write_segmenter
+from medloom.deployment.export import LICENCES, golden_inputs, of_one_file, onnx_bytes, timed_on
 from medloom.deployment.parity import frozen
 from medloom.deployment.parity_segmenter import check_masks, reference_masks
 from medloom.deployment.runtime import Runtime, open_image
@@ -72,10 +71,8 @@ def export_segmenter(
         DataError: a case that cannot be read.
         UsageError: U226 a geometry that has no way back.
     """
-    model = frozen(model)
-    if decoding is not None and decoding.get("frames") == "all":
-        decoding = {**decoding, "frames": "refuse"}
-    settings = {"patch": None, "overlap": 0.5, "mirror": False, "keep_largest": False, **segmentation}
+    model, decoding = frozen(model), of_one_file(decoding)
+    settings = {**SETTINGS, **segmentation}
     patch = None if settings["patch"] is None else tuple(int(n) for n in settings["patch"])
     if isinstance(preprocess, Preprocess):
         require_restorable(preprocess)
@@ -94,7 +91,7 @@ def export_segmenter(
     )
     golden = golden_cases(preprocess, patch, golden_seed)
     parity = check_masks(model, pipeline, cases, golden)
-    latency = {"milliseconds_per_window_at_batch": pipeline.runtime.latency(batches=_TIMED, repeats=3)}
+    milliseconds = pipeline.runtime.latency(batches=_TIMED, repeats=3)
     return write_segmenter(
         directory,
         name=name,
@@ -111,12 +108,7 @@ def export_segmenter(
         licences=licences or LICENCES,
         provenance=provenance or {},
         metrics=metrics,
-        latency={
-            **latency,
-            "threads": pipeline.runtime.threads,
-            "machine": platform.machine(),
-            "runtime": "ONNX Runtime, CPU, float32",
-        },
+        latency={"milliseconds_per_window_at_batch": milliseconds, **timed_on(pipeline.runtime)},
         parity=parity,
         intended_use=intended_use,
     )

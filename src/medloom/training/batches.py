@@ -89,7 +89,7 @@ class Batch:
 
     Attributes:
         x_BCHW: model input.
-        target: ``(B,)`` int64 or ``(B, K)`` float32.
+        target: ``(B,)`` int64 or ``(B, K)`` float32; of masks ``(B, *S)`` int64 positions.
         counts: False for an image that is only there so that all processes go through the same motions, where a
             micro-batch has fewer images than there are processes; its loss must be multiplied by zero.
         last: whether the optimiser steps after it.
@@ -117,6 +117,18 @@ def parts(steps: list[np.ndarray], batch_size: int, epoch: int, first_step: int)
             yield Part(epoch, step, steps[step], place, last=k == len(places) - 1)
 
 
+def share_of(part: Part, world: World) -> tuple[slice, bool]:
+    """Places in the step of this process's share of a micro-batch, and whether it counts.
+
+    Where a micro-batch has fewer items than there are processes, the rest go through the same motions with the first
+    item, which counts nothing.
+    """
+    share = world.share(part.place.stop - part.place.start)
+    counts = share.stop > share.start
+    share = share if counts else slice(0, 1)
+    return slice(part.place.start + share.start, part.place.start + share.stop), counts
+
+
 @dataclass(frozen=True)
 class Reader:
     """Makes micro-batches; holds what stays the same through a run."""
@@ -138,10 +150,7 @@ class Reader:
             ResourceError: T408, the images cannot be read any more.
         """
         draws = draw(self.config, len(part.rows), (self.seed, part.epoch, part.step))
-        share = self.world.share(part.place.stop - part.place.start)
-        counts = share.stop > share.start
-        share = share if counts else slice(0, 1)
-        mine = slice(part.place.start + share.start, part.place.start + share.stop)
+        mine, counts = share_of(part, self.world)
         rows = part.rows[mine]
         try:
             x_u8_BCHW = self.examples.pixels.gather(self.examples.rows[rows])

@@ -23,7 +23,7 @@ from medloom.data.draws import Draws, draw
 from medloom.data.patch_draws import draw_patches
 from medloom.data.preprocess import Preprocess
 from medloom.data.volume_preprocess import VolumePreprocess
-from medloom.training.batches import Batch, Part
+from medloom.training.batches import Batch, Part, share_of
 from medloom.training.distributed import World
 
 if TYPE_CHECKING:
@@ -98,15 +98,3 @@ class PatchReader:
         ]
         x_BCXYZ = (torch.stack([x for x, _ in read]) - self.preprocess.mean[0]) / self.preprocess.std[0]
         return Batch(x_BCXYZ.to(self.device), torch.stack([y for _, y in read]).to(self.device), counts, part.last)
-
-
-def share_of(part: Part, world: World) -> tuple[slice, bool]:
-    """Places in the step of this process's share of a micro-batch, and whether it counts.
-
-    Where a micro-batch has fewer items than there are processes, the rest go through the same motions with the first
-    item, which counts nothing.
-    """
-    share = world.share(part.place.stop - part.place.start)
-    counts = share.stop > share.start
-    share = share if counts else slice(0, 1)
-    return slice(part.place.start + share.start, part.place.start + share.stop), counts

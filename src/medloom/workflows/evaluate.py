@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from medloom.files import RunDirectory, write_json
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress, number
 from medloom.workflows.score import now, open_test, predictions_of
+
+if TYPE_CHECKING:
+    from medloom.data.scan import Scan
 
 BLOCK = 256
 AT_THRESHOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -106,17 +109,7 @@ def evaluate(
         config=recipe.evaluation,
         seed=recipe.train.seed,
     )
-    metrics["evaluation"] = {
-        "name": label,
-        "time": now(),
-        "bundle": bundle.hash,
-        "data": dataset.hash(),
-        "excluded": [[e.id, e.code] for e in scanned.excluded],
-        "notices": list(dataset.notices),
-        "own_test_images": own_test,
-        "seen_images": seen,
-        "accepted": list(config.accept),
-    }
+    metrics["evaluation"] = about(label, bundle.hash, scanned, config, seen=seen, own_test=own_test)
     place.mkdir(parents=True, exist_ok=True)
     table.write_csv(place / "predictions.csv")
     write_json(place / "metrics.json", metrics)
@@ -138,6 +131,21 @@ def _renames(relabel: Sequence[str]) -> dict[str, str]:
     if pairs:
         pairs.setdefault("*", "")
     return pairs
+
+
+def about(name: str, bundle: str, scanned: Scan, config: DataConfig, *, seen: int, own_test: int) -> dict[str, Any]:
+    """What ``metrics.json`` says of an evaluation itself."""
+    return {
+        "name": name,
+        "time": now(),
+        "bundle": bundle,
+        "data": scanned.dataset.hash(),
+        "excluded": [[e.id, e.code] for e in scanned.excluded],
+        "notices": list(scanned.dataset.notices),
+        "own_test_images": own_test,
+        "seen_images": seen,
+        "accepted": list(config.accept),
+    }
 
 
 def as_name(text: str) -> str:

@@ -20,14 +20,14 @@ from medloom.models.weights import load_weights
 from medloom.workflows.prepare import Prepared
 
 
-def build(recipe: Recipe, prepared: Prepared, told: Callable[[str], object] = lambda text: None) -> nn.Module:
-    """The recipe's model for these data, from its seed, or from the weights that it names.
+def build(recipe: Recipe, architecture: dict[str, Any], told: Callable[[str], object] = lambda text: None) -> nn.Module:
+    """A run's model, from the recipe's seed, or from the weights that it names.
 
     Args:
+        architecture: what ``create_model`` takes.
         told: is given a sentence for everything that was converted, left out or started fresh in named weights.
     """
     torch.manual_seed(recipe.train.seed)
-    architecture = architecture_of(recipe, prepared)
     model = create_model(**architecture, pretrained=recipe.model.pretrained)
     if recipe.model.weights is not None:
         for text in load_weights(model, recipe.model.weights, new_head=recipe.model.new_head):

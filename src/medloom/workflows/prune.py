@@ -46,7 +46,8 @@ from medloom.workflows.prepare import Prepared, prepare
 from medloom.workflows.progress import Progress
 from medloom.workflows.prune_text import lines_of, step_line
 from medloom.workflows.run_bundle import write_run_bundle
-from medloom.workflows.train_steps import EVALUATION_BATCH, decide, device_of
+from medloom.workflows.run_steps import device_of
+from medloom.workflows.train_steps import EVALUATION_BATCH, decide
 
 IMPORTANCE_IMAGES = 64
 MOST_SHARE = 0.8

@@ -23,7 +23,7 @@ from medloom.training.fingerprint import fingerprint
 from medloom.training.loop import fit
 from medloom.workflows.networks import load_teacher
 from medloom.workflows.prepare import prepare
-from medloom.workflows.train_steps import device_of
+from medloom.workflows.run_steps import device_of
 
 REPEATS = 21
 

@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from medloom.config import Recipe, load_recipe
-from medloom.data.images import Image
-from medloom.data.label_maps import picture_labels, volume_labels
+from medloom.data.case_restore import upright
 from medloom.data.largest_piece import keep_largest
-from medloom.data.records import Dataset, Record
+from medloom.data.records import Dataset
 from medloom.data.scan import scan
 from medloom.data.sources import open_dataset
-from medloom.data.volume_preprocess import VolumePreprocess
-from medloom.data.volumes import Volume, canonical
 from medloom.deployment.bundle_segmenter import SegmenterBundle
 from medloom.errors import DataError, UsageError, check_accept
-from medloom.evaluation.case_table import Case, CaseTable, case_table
-from medloom.evaluation.segmentation import score_case, units
+from medloom.evaluation.case_table import CaseTable, case_table
 from medloom.evaluation.segmentation_summary import summarise_segmentation
 from medloom.files import RunDirectory, make_folder, write_json
 from medloom.reporting.report import write_report
-from medloom.workflows.evaluate import as_name, check_overlap
+from medloom.workflows.evaluate import about, as_name, check_overlap
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress, number
-from medloom.workflows.score import now
+from medloom.workflows.segment_truth import judged, stored_case
 
 
 def evaluate_masks(
@@ -67,17 +63,7 @@ def evaluate_masks(
     seen, own_test = check_overlap(home, dataset, data, config)
     table = _judged(bundle, dataset, recipe, config.max_megapixels, quiet)
     metrics = summarise_segmentation(table, config=recipe.evaluation, seed=recipe.train.seed)
-    metrics["evaluation"] = {
-        "name": label,
-        "time": now(),
-        "bundle": bundle.hash,
-        "data": dataset.hash(),
-        "excluded": [[e.id, e.code] for e in scanned.excluded],
-        "notices": list(dataset.notices),
-        "own_test_images": own_test,
-        "seen_images": seen,
-        "accepted": list(config.accept),
-    }
+    metrics["evaluation"] = about(label, bundle.hash, scanned, config, seen=seen, own_test=own_test)
     make_folder(place)
     table.write_csv(place / "cases.csv")
     write_json(place / "metrics.json", metrics)
@@ -94,32 +80,17 @@ def _home(home: RunDirectory | None) -> Path:
 
 def _judged(bundle: SegmenterBundle, dataset: Dataset, recipe: Recipe, max_megapixels: float, quiet: bool) -> CaseTable:
     """Every case answered by the bundle's own pipeline, and judged on the grid of its file."""
-    names, cases = bundle.classes[1:], []
-    tolerance = recipe.segmentation.tolerance
+    pipeline, names, cases = bundle.pipeline, bundle.classes[1:], []
+    tolerance, prefer = recipe.segmentation.tolerance, recipe.volume.prefer
     with Progress("answering", quiet=quiet) as step:
         for record in dataset.records:
-            truth, answer, spacing = _answered(bundle, dataset, record, max_megapixels)
-            values = score_case(truth, answer, len(names), spacing, tolerance=tolerance)
-            distance, size = units(truth.ndim, spacing)
-            cases.append(Case(record.id, record.patient, record.site, values, distance, size))
+            file = pipeline.open(dataset.file(record), record.id)
+            positions = pipeline.positions(file)
+            found = upright(keep_largest(positions) if pipeline.keep_largest else positions, file)
+            case = stored_case(dataset, record, file, prefer=prefer, max_megapixels=max_megapixels)
+            cases.append(judged(record, case, found, len(names), tolerance))
             step(len(cases), len(dataset))
     return case_table(cases, names, split="external", tolerance=tolerance)
-
-
-def _answered(bundle: SegmenterBundle, dataset: Dataset, record: Record, max_megapixels: float) -> tuple[Any, Any, Any]:
-    """Truth and answer as positions, and the spacing along their axes."""
-    pipeline = bundle.pipeline
-    file = pipeline.open(dataset.file(record), record.id)
-    positions = pipeline.positions(file)
-    if pipeline.keep_largest:
-        positions = keep_largest(positions)
-    if isinstance(file, Image):
-        height, width = file.pixels.shape[:2]
-        return picture_labels(dataset, record, (height, width), max_megapixels), positions, record.spacing
-    assert isinstance(pipeline.preprocess, VolumePreprocess)
-    truth = volume_labels(dataset, record, file, pipeline.preprocess.prefer)
-    upright = canonical(truth)
-    return upright.array, canonical(Volume(positions, file.affine)).array, upright.spacing
 
 
 def _text(metrics: dict[str, Any], dataset: Dataset) -> list[str]:

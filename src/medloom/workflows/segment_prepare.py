@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medloom.config import Recipe
+from medloom.config import DataConfig, Recipe
 from medloom.data.audit import gate
 from medloom.data.case_cache import Cases, build_cases
-from medloom.data.case_restore import Case, Grid
-from medloom.data.images import decode
+from medloom.data.case_restore import Case, Grid, to_pixels
+from medloom.data.images import Image, decode
 from medloom.data.label_maps import picture_labels, volume_labels
 from medloom.data.mask_geometry import mask_to_model, require_restorable
 from medloom.data.preprocess import Preprocess
@@ -20,7 +20,7 @@ from medloom.data.records import Dataset, Record, read_csv
 from medloom.data.splits import make_splits
 from medloom.data.structures import require_structures
 from medloom.data.volume_preprocess import VolumePreprocess, pixel_statistics
-from medloom.data.volumes import canonical, is_volume, read_nifti
+from medloom.data.volumes import Volume, is_volume, read_nifti
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.audit import examine, write_audit
@@ -41,23 +41,6 @@ class PreparedCases:
         return np.array([i for i, r in enumerate(self.dataset.records) if r.split == split], dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class StoredCase:
-    """One case on the grid of its file: what an answer is brought back to and judged on.
-
-    Attributes:
-        image: pixels ``(H, W)`` or ``(H, W, 3)``, or voxels ``(X, Y, Z)`` to the right, anterior and superior.
-        labels: positions ``(H, W)`` or ``(X, Y, Z)``, likewise.
-        spacing: mm of a pixel or voxel along those axes; None where the file states none.
-        file: the image, or the volume as it was read.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    spacing: tuple[float, ...] | None
-    file: Case
-
-
 def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> PreparedCases:
     """Audit, refuse or go on, split, and decode; writes audit, records and split into the run directory.
 
@@ -72,8 +55,7 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
     if not resume:
         write_audit(scan, found, recipe.data, run.root, prefer=recipe.volume.prefer)
     gate(found, recipe.data.accept)
-    # How many images a structure has says nothing of how many pixels: no validation part is too small to be kept.
-    split = make_splits(scan.dataset, recipe.data.model_copy(update={"min_val_per_class": 1}), recipe.train.seed)
+    split = make_splits(scan.dataset, recipe.data, recipe.train.seed)
     for name in ("train", "val"):
         if not any(r.split == name for r in split.dataset.records):
             raise DataError("D115", f"split {name}", "there are no cases in it", "Set data.val_fraction above 0")
@@ -117,49 +99,37 @@ def holds_volumes(dataset: Dataset) -> bool:
     return is_volume(dataset.records[0].path)
 
 
+def open_case(dataset: Dataset, record: Record, grid: Grid, config: DataConfig) -> Case:
+    """The image, or the volume in the order of its file."""
+    if isinstance(grid, Preprocess):
+        return decode(dataset, record, config)
+    return read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
+
+
 def load_cases(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> PreparedCases:
     """Read every case once into the cache beside the run directories (or find it there), and settle the statistics."""
-    if holds_volumes(dataset):
-        grid = VolumePreprocess.from_config(recipe.volume)
-
-        def volume_case(record: Record) -> tuple[np.ndarray, np.ndarray]:
-            volume = read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
-            mask = volume_labels(dataset, record, volume, grid.prefer)
-            return grid.to_uint16(volume), grid.labels(mask, tuple(range(len(dataset.classes))))
-
-        cases = build_cases(dataset, volume_case, grid.geometric_part(), cache_folder(run), progress=progress)
-        found = PreparedCases(dataset, grid, cases)
-        if not grid.mean:
-            statistics = pixel_statistics([cases.pixels[i] for i in found.rows("train")])
-            found = PreparedCases(dataset, VolumePreprocess.from_config(recipe.volume, statistics), cases)
-        return found
-    flat = Preprocess.from_config(recipe.preprocess)
-    require_restorable(flat)
-
-    def image_case(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        image = decode(dataset, record, recipe.data)
-        labels = picture_labels(dataset, record, image.pixels.shape[:2], recipe.data.max_megapixels)
-        pixels = np.moveaxis(flat.to_uint8(image), -1, 0)
-        return np.ascontiguousarray(pixels), mask_to_model(labels, flat)
-
-    decides: dict[str, Any] = {**flat.geometric_part(), "frames": recipe.data.frames}
-    cases = build_cases(dataset, image_case, decides, cache_folder(run), progress=progress)
-    found = PreparedCases(dataset, flat, cases)
-    if not flat.mean:
-        stacked = np.stack([np.moveaxis(cases.pixels[i], 0, -1) for i in found.rows("train")])
-        found = PreparedCases(dataset, Preprocess.from_config(recipe.preprocess, stacked), cases)
-    return found
-
-
-def stored_case(prepared: PreparedCases, record: Record, recipe: Recipe) -> StoredCase:
-    """The truth of one case as its file has it."""
-    dataset, grid = prepared.dataset, prepared.preprocess
+    volumes = holds_volumes(dataset)
+    grid: Grid = VolumePreprocess.from_config(recipe.volume) if volumes else Preprocess.from_config(recipe.preprocess)
     if isinstance(grid, Preprocess):
-        image = decode(dataset, record, recipe.data)
-        labels = picture_labels(dataset, record, image.pixels.shape[:2], recipe.data.max_megapixels)
-        return StoredCase(image.pixels, labels, record.spacing, image)
-    volume = read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
-    mask = volume_labels(dataset, record, volume, grid.prefer)
-    # Judged upright, so that spacing and planes mean the same in every case.
-    upright = canonical(volume)
-    return StoredCase(upright.array, canonical(mask).array, upright.spacing, volume)
+        require_restorable(grid)
+
+    def made(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        file = open_case(dataset, record, grid, recipe.data)
+        if isinstance(grid, VolumePreprocess):
+            assert isinstance(file, Volume)
+            mask = volume_labels(dataset, record, file, grid.prefer)
+            return grid.to_uint16(file), grid.labels(mask, tuple(range(len(dataset.classes))))
+        assert isinstance(file, Image)
+        labels = picture_labels(dataset, record, file.pixels.shape[:2], recipe.data.max_megapixels)
+        return to_pixels(file, grid), mask_to_model(labels, grid)
+
+    decides: dict[str, Any] = {**grid.geometric_part(), "frames": recipe.data.frames}
+    cases = build_cases(dataset, made, decides, cache_folder(run), progress=progress)
+    found = PreparedCases(dataset, grid, cases)
+    if grid.mean:
+        return found
+    learnt = [cases.pixels[i] for i in found.rows("train")]
+    if isinstance(grid, VolumePreprocess):
+        return replace(found, preprocess=VolumePreprocess.from_config(recipe.volume, pixel_statistics(learnt)))
+    stacked = np.stack([np.moveaxis(pixels, 0, -1) for pixels in learnt])
+    return replace(found, preprocess=Preprocess.from_config(recipe.preprocess, stacked))

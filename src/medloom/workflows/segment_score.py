@@ -5,6 +5,7 @@ Shapes: K classes with the background, S the spatial axes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,20 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
-from medloom.data.case_restore import restore_case
+from medloom.data.case_restore import restore_case, upright
 from medloom.data.largest_piece import keep_largest
-from medloom.data.volumes import Volume, canonical
+from medloom.data.records import Record
 from medloom.deployment.export_segmenter import export_segmenter
 from medloom.evaluation.case_table import Case, CaseTable, case_table
 from medloom.evaluation.mean_shape import MeanShape, mean_shape
-from medloom.evaluation.segmentation import score_case, units
 from medloom.evaluation.segmentation_summary import notable_cases, summarise_segmentation
 from medloom.files import RunDirectory, write_json
 from medloom.reporting.overlays import case_picture, case_views, write_case_pictures
 from medloom.training.predict_cases import case_logits
 from medloom.workflows import score
 from medloom.workflows.progress import Progress
-from medloom.workflows.segment_prepare import PreparedCases, StoredCase, stored_case
+from medloom.workflows.segment_prepare import PreparedCases, open_case
+from medloom.workflows.segment_truth import StoredCase, judged, stored_case
 
 SHAPES = 200
 """Training masks, evenly spaced, that the mean shape is made of."""
@@ -41,22 +42,22 @@ def judge(
     structures = len(prepared.dataset.classes) - 1
     trained = [r for r in prepared.dataset.records if r.split == "train"]
     shown = [trained[i] for i in np.linspace(0, len(trained) - 1, min(SHAPES, len(trained)), dtype=int)]
-    trivial = mean_shape((stored_case(prepared, r, recipe).labels for r in shown), structures)
-    keep = recipe.segmentation.keep_largest == "on"
-    validation = _table(model, recipe, prepared, "val", device, trivial, keep=keep, quiet=quiet)
-    decided: dict[str, Any] = {"keep_largest": keep, "chosen_on": "recipe"}
-    if recipe.segmentation.keep_largest == "auto":
-        other = _table(model, recipe, prepared, "val", device, trivial, keep=True, quiet=quiet)
-        dice = [float(np.nanmean(t.per_case("dice"))) for t in (validation, other)]
+    trivial = mean_shape((_stored(prepared, r, recipe).labels for r in shown), structures)
+    wanted = recipe.segmentation.keep_largest
+    ways = (False, True) if wanted == "auto" else (wanted == "on",)
+    tables = _tables(model, recipe, prepared, "val", device, trivial, ways, quiet=quiet)
+    keep, decided = ways[0], {"keep_largest": ways[0], "chosen_on": "recipe"}
+    if wanted == "auto":
+        dice = [float(np.nanmean(table.per_case("dice"))) for table in tables]
         keep = dice[1] > dice[0]
-        validation = other if keep else validation
         decided = {"keep_largest": keep, "chosen_on": "validation", "dice_without": dice[0], "dice_with": dice[1]}
+    validation = tables[ways.index(keep)]
     validation.write_csv(run.cases("val"))
     write_json(run.root / "postprocessing.json", decided)
     test = None
     if len(prepared.rows("test")):
         score.open_test(run, "training run", prepared.dataset.hash())
-        test = _table(model, recipe, prepared, "test", device, trivial, keep=keep, quiet=quiet)
+        (test,) = _tables(model, recipe, prepared, "test", device, trivial, (keep,), quiet=quiet)
         test.write_csv(run.cases("test"))
     _pictures(model, recipe, run, prepared, test if test is not None else validation, device, keep=keep)
     metrics = summarise_segmentation(test, validation=validation, config=recipe.evaluation, seed=recipe.train.seed)
@@ -67,28 +68,16 @@ def judge(
 
 
 def answer(
-    model: nn.Module,
-    recipe: Recipe,
-    prepared: PreparedCases,
-    row: int,
-    case: StoredCase,
-    device: torch.device,
-    *,
-    keep: bool,
+    model: nn.Module, recipe: Recipe, prepared: PreparedCases, row: int, case: StoredCase, device: torch.device
 ) -> np.ndarray:
-    """The model's positions uint8 on the grid of ``case.labels``.
+    """The model's positions uint8 on the grid of ``case.labels``, every piece of them.
 
     Args:
         row: place of the case in the cache.
-        keep: only the largest piece of each structure.
     """
-    grid = prepared.preprocess
-    classes = len(prepared.dataset.classes)
+    grid, classes = prepared.preprocess, len(prepared.dataset.classes)
     logits_KS = case_logits(model, prepared.cases.pixels[row], grid, recipe.segmentation, classes, device)
-    positions = restore_case(logits_KS, grid, case.file)
-    if isinstance(case.file, Volume):
-        positions = canonical(Volume(positions, case.file.affine)).array
-    return keep_largest(positions) if keep else positions
+    return upright(restore_case(logits_KS, grid, case.file), case.file)
 
 
 def bundle(
@@ -130,37 +119,41 @@ def bundle(
     )
 
 
-def _table(
+def _tables(
     model: nn.Module,
     recipe: Recipe,
     prepared: PreparedCases,
     split: str,
     device: torch.device,
     trivial: MeanShape,
+    ways: Sequence[bool],
     *,
-    keep: bool,
     quiet: bool,
-) -> CaseTable:
-    """Every case of a split, answered and judged on the grid of its file."""
-    names = prepared.dataset.classes[1:]
-    rows, cases = prepared.rows(split), []
+) -> list[CaseTable]:
+    """Every case of a split, answered once and judged on the grid of its file: a table for each of ``ways``.
+
+    Args:
+        ways: whether only the largest piece of each structure counts.
+    """
+    names, tolerance = prepared.dataset.classes[1:], recipe.segmentation.tolerance
+    rows = prepared.rows(split)
+    cases: list[list[Case]] = [[] for _ in ways]
     with Progress(f"answering {split}", quiet=quiet) as step:
-        for row in rows:
+        for done, row in enumerate(rows, start=1):
             record = prepared.dataset.records[row]
-            case = stored_case(prepared, record, recipe)
-            found = answer(model, recipe, prepared, int(row), case, device, keep=keep)
-            values = score_case(
-                case.labels,
-                found,
-                len(names),
-                case.spacing,
-                tolerance=recipe.segmentation.tolerance,
-                trivial_S=trivial.at(case.labels.shape),
-            )
-            distance, size = units(case.labels.ndim, case.spacing)
-            cases.append(Case(record.id, record.patient, record.site, values, distance, size))
-            step(len(cases), len(rows))
-    return case_table(cases, names, split=split, tolerance=recipe.segmentation.tolerance)
+            case = _stored(prepared, record, recipe)
+            found = answer(model, recipe, prepared, int(row), case, device)
+            for listed, keep in zip(cases, ways):
+                kept = keep_largest(found) if keep else found
+                listed.append(judged(record, case, kept, len(names), tolerance, trivial))
+            step(done, len(rows))
+    return [case_table(listed, names, split=split, tolerance=tolerance) for listed in cases]
+
+
+def _stored(prepared: PreparedCases, record: Record, recipe: Recipe) -> StoredCase:
+    file = open_case(prepared.dataset, record, prepared.preprocess, recipe.data)
+    limit = recipe.data.max_megapixels
+    return stored_case(prepared.dataset, record, file, prefer=recipe.volume.prefer, max_megapixels=limit)
 
 
 def _pictures(
@@ -179,7 +172,8 @@ def _pictures(
     for group, ids in notable_cases(table).items():
         for identity in ids:
             row = row_of[identity]
-            case = stored_case(prepared, prepared.dataset.records[row], recipe)
-            found = answer(model, recipe, prepared, row, case, device, keep=keep)
+            case = _stored(prepared, prepared.dataset.records[row], recipe)
+            found = answer(model, recipe, prepared, row, case, device)
+            found = keep_largest(found) if keep else found
             drawn.append(case_picture(table, identity, group, case_views(case.image, case.labels, found, case.spacing)))
     write_case_pictures(run, drawn)

@@ -109,9 +109,9 @@ def train(
 
     from medloom.models.registry import list_models
     from medloom.training import distributed
-    from medloom.workflows import segment_steps, train_steps
+    from medloom.workflows import run_steps, segment_steps, train_steps
 
-    device = train_steps.device_of(resolved)
+    device = run_steps.device_of(resolved)
     steps = segment_steps if resolved.model.name in list_models(task="segmentation") else train_steps
     with distributed.world(device) as world:
         if not world.is_main:

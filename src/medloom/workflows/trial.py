@@ -30,7 +30,7 @@ from medloom.training.classification import classifying
 from medloom.training.fingerprint import fingerprint
 from medloom.training.journal import peak_memory
 from medloom.training.loop import fit
-from medloom.workflows.train_steps import device_of
+from medloom.workflows.run_steps import device_of
 
 EPOCHS, STEPS = 4, 1  # of the first epoch nothing is counted: it warms up
 # A few steps stand for all: of the stages of a training the one that lasts, in which everything learns.
