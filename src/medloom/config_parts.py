@@ -213,7 +213,9 @@ class TrainConfig(Part):
     label_smoothing: Fraction = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     ema_decay: Fraction = 0.0
-    amp: Literal["bf16", "off"] = "bf16"
+    amp: Literal["auto", "bf16", "off"] = Field(
+        default="auto", description="number format of the network in training; auto: bf16 where the machine has it"
+    )
     patience: Positive | None = None
     monitor: Literal["auto", "val_auc", "val_dice", "val_loss"] = Field(
         default="auto", description="what chooses the best epoch; auto: the AUC, or the Dice of masks"

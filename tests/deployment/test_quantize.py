@@ -228,7 +228,7 @@ def test_U245_U212_U246_U244_what_cannot_be_quantised(
         with pytest.raises(UsageError) as caught:
             quantize(**arguments)  # type: ignore[arg-type]
         assert caught.value.code == code
-    monkeypatch.setattr("medloom.deployment.runtime_engines.has_bfloat16", lambda: False)
+    monkeypatch.setattr("medloom.machine.has_bfloat16", lambda: False)
     with pytest.raises(UsageError) as caught:
         quantize(float_bundle, precision="bf16")
     assert caught.value.code == "U246"
@@ -236,7 +236,7 @@ def test_U245_U212_U246_U244_what_cannot_be_quantised(
 
 
 def test_bfloat16_keeps_the_float_files_and_says_so(float_bundle: Path, labelled: Path, tmp_path: Path) -> None:
-    from medloom.deployment.runtime_engines import has_bfloat16
+    from medloom.machine import has_bfloat16
 
     if not has_bfloat16():
         pytest.skip("this CPU has no bfloat16")

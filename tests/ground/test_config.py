@@ -83,7 +83,7 @@ def test_any_override_text_gives_a_recipe_or_a_coded_error(text: str) -> None:
     assert code.startswith("U2")
 
 
-@pytest.mark.parametrize(("text", "value"), [("off", "off"), ("bf16", "bf16")])
+@pytest.mark.parametrize(("text", "value"), [("off", "off"), ("bf16", "bf16"), ("auto", "auto")])
 def test_off_is_a_word_and_no_boolean(text: str, value: str) -> None:
     recipe = load_recipe({}, [f"train.amp={text}"])
     assert recipe.train.amp == value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "medloom"
-EVERYWHERE = {"errors", "files", "config", "config_parts", "config_segmentation"}
+EVERYWHERE = {"errors", "files", "machine", "config", "config_parts", "config_segmentation"}
 ALLOWED: dict[str, set[str]] = {
     "blocks": set(),
     "models": {"blocks"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medloom.errors import DataError, UsageError
 from medloom.evaluation import metrics
-from medloom.training import checkpoint
+from medloom.training import checkpoint, precision
 from medloom.training.batches import Examples
 from medloom.training.losses import make_loss
 from medloom.training.predict import predict_logits
@@ -28,6 +28,18 @@ def log(directory: Path, event: str = "epoch") -> list[dict[str, Any]]:
 
 def scores_of(model: nn.Module, examples: Examples) -> np.ndarray:
     return predict_logits(model, examples.pixels, PREPROCESS, examples.rows, 7, CPU)
+
+
+@pytest.mark.parametrize(("able", "chosen"), [(True, "bf16"), (False, "off")])
+def test_the_number_format_is_one_that_the_processor_has(
+    able: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: able)
+    cpu = torch.device("cpu")
+    assert precision.number_format(cpu, "auto") == chosen
+    assert [precision.number_format(cpu, amp) for amp in ("bf16", "off")] == ["bf16", "off"]
+    with precision.autocast(cpu, "auto"):
+        assert torch.is_autocast_enabled("cpu") is able
 
 
 def test_it_learns(tmp_path: Path) -> None:

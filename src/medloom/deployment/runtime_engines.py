@@ -16,7 +16,6 @@ from medloom.errors import ModelError, UsageError
 
 ONNX, OPENVINO = "onnx", "openvino"
 TITLES = {ONNX: "ONNX Runtime", OPENVINO: "OpenVINO"}
-BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class OnnxEngine:
@@ -137,16 +136,6 @@ def installed(name: str) -> bool:
         return importlib.util.find_spec({ONNX: "onnxruntime", OPENVINO: "openvino"}[name]) is not None
     except ValueError:  # blocked: its entry in sys.modules is None
         return False
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16 by itself."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return False
-    return bool(BFLOAT16_FLAGS & set(flags.split()))
 
 
 def usable_cores() -> int:

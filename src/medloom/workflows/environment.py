@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from medloom.machine import has_bfloat16
 from medloom.workflows.outcome import Outcome
 
 _EXTRAS = {
@@ -59,13 +60,13 @@ def doctor() -> Outcome:
         "packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
     ]
     if "threads" in found:
-        bf16 = _has_flag("avx512_bf16", "amx_bf16", "bf16")
+        bf16 = has_bfloat16()
         lines.append(
             f"torch: {found['threads']} threads, accelerator: {found['accelerator'] or 'none'}, "
             f"bf16 in the CPU: {'yes' if bf16 else 'no'}"
         )
         if not bf16 and not found["accelerator"]:
-            advice.append("this CPU has no bf16 instructions: train with --set train.amp=off")
+            advice.append("this CPU has no bf16 instructions: training takes float32, at about half the speed")
     for extra, modules in missing.items():
         state = "ready" if not modules else f"missing {', '.join(modules)}: pip install 'medloom[{extra}]'"
         lines.append(f"  {extra:8} {state}")
@@ -86,13 +87,6 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown CPU"
-
-
-def _has_flag(*names: str) -> bool:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith(("flags", "Features")):
-            return bool(set(names) & set(line.split(":", 1)[1].split()))
-    return False
 
 
 def memory_gib() -> float:

@@ -221,7 +221,7 @@ def _clean(
 
 
 def _runtimes(runtimes: Sequence[str], precision: str) -> tuple[str, ...]:
-    from medloom.deployment.runtime_engines import has_bfloat16
+    from medloom.machine import has_bfloat16
 
     if precision not in ("int8", "bf16"):
         raise UsageError("U246", precision, "not a precision", "Choose int8 or bf16")

@@ -19,7 +19,7 @@ from medloom.models.registry import create_model, input_of
 from medloom.models.weights import read_safetensors
 from medloom.training.distributed import World
 from medloom.training.loop import FitResult, fit
-from medloom.training.precision import choose_device
+from medloom.training.precision import choose_device, number_format
 from medloom.training.work import Work
 from medloom.workflows.environment import environment
 from medloom.workflows.progress import Progress, duration
@@ -33,6 +33,12 @@ def device_of(recipe: Recipe) -> torch.device:
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     return choose_device(recipe.train.device)
+
+
+def with_number_format(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with ``train.amp`` as this machine understands it, so that the run says in what it computed."""
+    chosen = number_format(device, recipe.train.amp)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"amp": chosen})})
 
 
 def open_run(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:

@@ -112,6 +112,7 @@ def train(
     from medloom.workflows import run_steps, segment_steps, train_steps
 
     device = run_steps.device_of(resolved)
+    resolved = run_steps.with_number_format(resolved, device)
     steps = segment_steps if resolved.model.name in list_models(task="segmentation") else train_steps
     with distributed.world(device) as world:
         if not world.is_main:

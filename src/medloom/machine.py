@@ -1,0 +1,25 @@
+"""What the processor of this machine can do, read from the system. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Of x86 and of Arm. Without one of them a product in bfloat16 is emulated and takes many times as long."""
+
+
+def cpu_flags() -> frozenset[str]:
+    """Names of the processor's instruction sets; empty where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16 itself."""
+    return bool(BFLOAT16_FLAGS & cpu_flags())
