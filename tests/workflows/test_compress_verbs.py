@@ -79,14 +79,14 @@ def test_a_student_is_held_against_its_teacher_and_its_like(data: Path, teacher:
     assert "distillation" in (tmp_path / "small" / "log.jsonl").read_text()
 
 
-def test_d117_a_teacher_that_knows_the_test_images(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_D117_a_teacher_that_knows_the_test_images(data: Path, teacher: Path, tmp_path: Path) -> None:
     other = {"recipe": {**RECIPE, "data": {**RECIPE["data"], "split_column": "none", "test_fraction": 0.4}}}
     with pytest.raises(DataError, match="D117") as refusal:
         train({**other["recipe"], "distill": {"teacher": str(teacher)}}, data=data, out=tmp_path / "run")
     assert "memory" in refusal.value.problem
 
 
-def test_u236_and_u233_what_distill_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_U236_and_U233_what_distill_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="U236"):
         distill(teacher / "bundle", "resnet18", data=data, out=tmp_path / "a")
     with pytest.raises(UsageError, match="U233"):
@@ -121,7 +121,7 @@ def test_a_pruned_model_is_an_ordinary_bundle_that_is_built_again(
     assert not list((tmp_path / "small" / "steps").rglob("*.safetensors"))
 
 
-def test_x604_a_model_that_is_not_fast_enough_leaves_nothing(
+def test_X604_a_model_that_is_not_fast_enough_leaves_nothing(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _steady(monkeypatch, 1.1)
@@ -133,7 +133,7 @@ def test_x604_a_model_that_is_not_fast_enough_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
-def test_x604_a_model_that_lost_too_much_leaves_nothing(
+def test_X604_a_model_that_lost_too_much_leaves_nothing(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _steady(monkeypatch, 9.0)
@@ -145,7 +145,7 @@ def test_x604_a_model_that_lost_too_much_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
-def test_u236_and_u212_what_prune_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_U236_and_U212_what_prune_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
     for wrong in ({"ratio": 1.5}, {"target": 0.5}, {"what": ["neurons"]}):
         with pytest.raises(UsageError, match="U236"):
             prune(teacher, data=data, out=tmp_path / "small", **wrong)
