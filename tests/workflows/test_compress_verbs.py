@@ -16,6 +16,7 @@ from medloom.deployment.export import restore_model
 from medloom.deployment.quality_gate import Limits
 from medloom.errors import DataError, GateError, UsageError
 from medloom.evaluation.predictions import read_csv
+from medloom.training.stopping import StopRequests
 from medloom.workflows import prune as prune_verb
 from medloom.workflows.distill import distill
 from medloom.workflows.prune import prune
@@ -142,6 +143,22 @@ def test_X604_a_model_that_lost_too_much_leaves_nothing(
     monkeypatch.setattr(prune_verb, "quality_gate", lambda *a, **k: limits(*a, **k, limits=strict))
     with pytest.raises(GateError, match="X604"):
         prune(teacher, data=data, ratio=0.3, steps=1, out=tmp_path / "small")
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
+
+
+def test_T409_a_signal_in_a_lesson_ends_pruning_and_leaves_nothing(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _steady(monkeypatch, 9.0)
+    _forgiving(monkeypatch)
+
+    def entered(self: StopRequests) -> StopRequests:
+        self.received = "SIGTERM"  # a lesson is all that listens for it
+        return self
+
+    monkeypatch.setattr(StopRequests, "__enter__", entered)
+    done = prune(teacher, data=data, ratio=0.3, steps=2, out=tmp_path / "small")
+    assert (done.exit_code, done.text()) == (143, "stopped; nothing was written")
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
