@@ -158,14 +158,20 @@ def predict(
         Path | None,
         typer.Option(help="File to write: .csv or .json; default: print CSV. For masks: the folder of masks."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime, in each process.")] = None,
     runtime: Annotated[str | None, typer.Option(help="onnx or openvino; default, the fastest here.")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="Spread over so many processes.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Answer the I-th of N parts, as in an array job.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make --out of all parts; none missing, none double.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer for images and volumes, with classes or masks, without torch."""
+    """Answer for images and volumes, with classes or masks, without torch. The same command goes on after a kill."""
     from medloom.workflows.predict import predict as run_predict
 
-    done = run_predict(bundle, paths, out=out, threads=threads, runtime=runtime, quiet=as_json)
+    divided: dict[str, Any] = {"shard": shard, "merge": merge, "processes": processes}
+    done = run_predict(bundle, paths, out=out, threads=threads, runtime=runtime, **divided, quiet=as_json)
     if done.exit_code:
         first = next(p for p in done.values["predictions"] if p["error"])
         problem = f"{done.values['refused']} of {done.values['images']} images refused, the first: {first['problem']}"

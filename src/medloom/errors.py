@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 # What --accept may name: the audit's refusals (of files: to train without them), D124, and a changed recipe (T411).
 GATES = (
@@ -96,6 +97,13 @@ def check_accept(codes: Sequence[str]) -> tuple[str, ...]:
     if unknown := [code for code in codes if code not in GATES]:
         raise UsageError("U204", "accept", f"{unknown[0]} is no gate", f"Gates that can be passed: {', '.join(GATES)}")
     return tuple(codes)
+
+
+def again(told: dict[str, Any]) -> MedloomError:
+    """The error that another process told as ``as_dict``, to be raised here."""
+    kinds = (UsageError, DataError, ModelError, ExportError, GateError, ResourceError)
+    kind = next((kind for kind in kinds if kind.exit_code == told["exit_code"]), MedloomError)
+    return kind(told["error"], told["place"], told["problem"], told["remedy"])
 
 
 def plain_words(messages: Sequence[str]) -> str:

@@ -56,6 +56,15 @@ def test_a_tight_budget_asks_for_int8_and_an_impossible_one_says_so() -> None:
     assert "Nothing here answers within 0.5 ms" in hopeless.reasons[0]
 
 
+def test_another_size_scales_the_figures_by_the_area_and_says_so() -> None:
+    small = advise(_asked(latency=4.5, size=112), FIGURES, measured_here=True)
+    assert small.expected_ms == 2.0  # hatr_conv2d: a quarter of 8 ms
+    assert any("224 pixels, scaled by the area" in text for text in small.reasons)
+    assert {row["size"] for row in small.figures} == {112}
+    hopeless = advise(_asked(latency=0.5), FIGURES, measured_here=True)
+    assert any(step.startswith("preprocess.size 128:") for step in hopeless.compression)  # 224 * sqrt(2 * 0.5 / 3)
+
+
 def test_a_server_takes_coatnet_unless_labels_are_few() -> None:
     assert advise(_asked(gpu_memory=8.0, latency=100.0), FIGURES, measured_here=True).model == "coatnet_0"
     few = advise(_asked(gpu_memory=8.0, latency=100.0, labels=300), FIGURES, measured_here=True)
@@ -102,6 +111,6 @@ def test_what_was_measured_here_is_kept_and_preferred(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"task": "detection"}, {"cores": -1}, {"latency": 0.0}, {"gpu_memory": -1.0}])
-def test_u237_what_makes_no_sense(wrong: dict[str, Any], tmp_path: Path) -> None:
+def test_U237_what_makes_no_sense(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="U237"):
         advise_here(cache=tmp_path / "none.json", **wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,16 @@ import torch
 from PIL import Image as PIL
 
 import medloom
+from medloom.config import load_recipe
 from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
+from medloom.data.sources import open_dataset
 from medloom.deployment import openvino_ir
 from medloom.deployment.export import export_bundle
 from medloom.errors import ExportError, UsageError
+from medloom.files import RunDirectory
 from medloom.models.registry import create_model
+from medloom.workflows.bundle_images import images_of
 from medloom.workflows.export import export
 from medloom.workflows.predict import predict
 
@@ -248,3 +253,35 @@ def test_the_command_prints_what_was_proved(
     out = capsys.readouterr().out
     assert "no decision flipped" in out
     assert not (tmp_path / "b" / "model.xml").exists()
+
+
+def test_a_run_on_a_table_finds_its_images_beside_it(float_bundle: Path, labelled: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(labelled, tmp_path / "images"))
+    files = sorted(root.rglob("*.png"))
+    rows = [f"{file.relative_to(root)},{file.parent.name},{file.parent.parent.name}" for file in files]
+    (root / "table.csv").write_text("\n".join(["image,label,split", *rows]))
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(float_bundle, run.bundle)
+    recipe = load_recipe({"data": {"path": str(root / "table.csv")}})
+    run.recipe.write_text(recipe.as_yaml())
+    open_dataset(root / "table.csv", recipe.data).write_csv(run.records)
+    found = images_of(run.root, medloom.load(run.bundle), data=None)
+    part = found.split("val")
+    assert found.pictures(part, range(len(part))) == [file for file in files if "val" in file.parts]
+
+
+ANSWERS = """
+import sys, medloom
+from medloom.data.phantom import golden_images
+answers = medloom.load(sys.argv[1], runtime="openvino", threads=1).predict(golden_images(3, 64, 1))
+print(*(a.probabilities["PNEUMONIA"] for a in answers))
+"""
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "SSE41"])
+def test_X605_a_cpu_without_the_newest_instructions_answers_alike(exported: Path, instructions: str) -> None:
+    here = [a.probabilities["PNEUMONIA"] for a in medloom.load(exported).predict(golden_images(3, 64, 1))]
+    older = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run([sys.executable, "-c", ANSWERS, str(exported)], env=older, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [float(text) for text in done.stdout.split()] == pytest.approx(here, abs=1e-4)

@@ -32,7 +32,7 @@ def test_a_model_passes_against_itself_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_x604_lost_auc_moved_probabilities_and_flips_are_refused_and_listed(many: bool) -> None:
+def test_X604_lost_auc_moved_probabilities_and_flips_are_refused_and_listed(many: bool) -> None:
     before, after = _table(many=many), _table(many=many, noise=2.0)
     report = quality_gate(before, after, resamples=50)
     assert not report["passed"]
@@ -47,7 +47,7 @@ def test_x604_lost_auc_moved_probabilities_and_flips_are_refused_and_listed(many
     assert refusal.value.exit_code == 6
 
 
-def test_x604_flips_are_those_at_the_frozen_threshold() -> None:
+def test_X604_flips_are_those_at_the_frozen_threshold() -> None:
     before = _table()
     near = np.sort(before.probabilities[:, 1])[300]
     after = _table()
@@ -74,6 +74,6 @@ def test_a_limit_is_reached_but_not_passed() -> None:
     assert quality_gate(before, after, limits=at, resamples=50)["passed"]
 
 
-def test_d116_other_images() -> None:
+def test_D116_other_images() -> None:
     with pytest.raises(DataError, match="D116"):
         quality_gate(_table(), _table(n=599), resamples=50)

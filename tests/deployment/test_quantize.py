@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import medloom
 from medloom.data.preprocess import Preprocess
 from medloom.data.records import Dataset, Record
 from medloom.deployment import quantize as networks
+from medloom.deployment.bundle_files import read_arrays
+from medloom.deployment.bundle_folder import golden_bytes
 from medloom.deployment.export import export_bundle, onnx_bytes
 from medloom.deployment.openvino_ir import ir_of
 from medloom.deployment.quantize import onnx_layers, openvino_layers, quantise_onnx, quantise_openvino, with_fallback
 from medloom.deployment.runtime import Runtime
-from medloom.errors import GateError, UsageError
+from medloom.errors import GateError, ModelError, UsageError
 from medloom.models.registry import create_model
 from medloom.workflows import quantize as verb
 from medloom.workflows.quantize import quantize
@@ -248,3 +251,22 @@ def test_bfloat16_keeps_the_float_files_and_says_so(float_bundle: Path, labelled
     exact, coarse = (medloom.load(out, runtime=n).predict(image)[0].logits["PNEUMONIA"] for n in ("onnx", "openvino"))
     assert exact == pytest.approx(coarse, rel=0.05, abs=0.05)
     assert exact != coarse
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize(("off", "code"), [(0.01, None), (0.1, "C507")])
+def test_X605_a_cpu_that_rounds_otherwise_answers_or_is_refused_by_name(
+    quantised: Path, tmp_path: Path, forge: Any, name: str, off: float, code: str | None
+) -> None:
+    bundle = Path(shutil.copytree(quantised, tmp_path / "bundle"))
+    arrays = dict(read_arrays("golden.npz", (bundle / "golden.npz").read_bytes()))
+    # As a CPU would find it whose own answers are that far from those of the one it was quantised on.
+    arrays[f"logits_{name}"] = arrays[f"logits_{name}"] + off * np.maximum(1.0, np.abs(arrays[f"logits_{name}"]))
+    forge(bundle, {"golden.npz": golden_bytes(**arrays)})
+    if code is None:
+        assert medloom.load(bundle, runtime=name).pipeline.runtime.name == name
+        return
+    with pytest.raises(ModelError, match=rf"{code}.*off in {name} .*This CPU may round otherwise"):
+        medloom.load(bundle, runtime=name)
+    other = {"openvino": "onnx", "onnx": "openvino"}[name]
+    assert medloom.load(bundle, runtime=other).pipeline.runtime.name == other

@@ -16,6 +16,7 @@ from medloom.deployment.export import restore_model
 from medloom.deployment.quality_gate import Limits
 from medloom.errors import DataError, GateError, UsageError
 from medloom.evaluation.predictions import read_csv
+from medloom.training.stopping import StopRequests
 from medloom.workflows import prune as prune_verb
 from medloom.workflows.distill import distill
 from medloom.workflows.prune import prune
@@ -79,14 +80,14 @@ def test_a_student_is_held_against_its_teacher_and_its_like(data: Path, teacher:
     assert "distillation" in (tmp_path / "small" / "log.jsonl").read_text()
 
 
-def test_d117_a_teacher_that_knows_the_test_images(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_D117_a_teacher_that_knows_the_test_images(data: Path, teacher: Path, tmp_path: Path) -> None:
     other = {"recipe": {**RECIPE, "data": {**RECIPE["data"], "split_column": "none", "test_fraction": 0.4}}}
     with pytest.raises(DataError, match="D117") as refusal:
         train({**other["recipe"], "distill": {"teacher": str(teacher)}}, data=data, out=tmp_path / "run")
     assert "memory" in refusal.value.problem
 
 
-def test_u236_and_u233_what_distill_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_U236_and_U233_what_distill_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="U236"):
         distill(teacher / "bundle", "resnet18", data=data, out=tmp_path / "a")
     with pytest.raises(UsageError, match="U233"):
@@ -121,7 +122,7 @@ def test_a_pruned_model_is_an_ordinary_bundle_that_is_built_again(
     assert not list((tmp_path / "small" / "steps").rglob("*.safetensors"))
 
 
-def test_x604_a_model_that_is_not_fast_enough_leaves_nothing(
+def test_X604_a_model_that_is_not_fast_enough_leaves_nothing(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _steady(monkeypatch, 1.1)
@@ -133,7 +134,7 @@ def test_x604_a_model_that_is_not_fast_enough_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
-def test_x604_a_model_that_lost_too_much_leaves_nothing(
+def test_X604_a_model_that_lost_too_much_leaves_nothing(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _steady(monkeypatch, 9.0)
@@ -145,7 +146,23 @@ def test_x604_a_model_that_lost_too_much_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
-def test_u236_and_u212_what_prune_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_T409_a_signal_in_a_lesson_ends_pruning_and_leaves_nothing(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _steady(monkeypatch, 9.0)
+    _forgiving(monkeypatch)
+
+    def entered(self: StopRequests) -> StopRequests:
+        self.received = "SIGTERM"  # a lesson is all that listens for it
+        return self
+
+    monkeypatch.setattr(StopRequests, "__enter__", entered)
+    done = prune(teacher, data=data, ratio=0.3, steps=2, out=tmp_path / "small")
+    assert (done.exit_code, done.text()) == (143, "stopped; nothing was written")
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
+
+
+def test_U236_and_U212_what_prune_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
     for wrong in ({"ratio": 1.5}, {"target": 0.5}, {"what": ["neurons"]}):
         with pytest.raises(UsageError, match="U236"):
             prune(teacher, data=data, out=tmp_path / "small", **wrong)

@@ -38,3 +38,10 @@ def test_recipes_of_one_table_differ_in_their_network_alone(name: str) -> None:
     assert values["model"]["name"] == name
     for key in values.keys() - {"name", "model"}:
         assert values[key] == reference[key], key
+
+
+def test_the_edge_default_sees_and_learns_what_the_default_does_with_one_look_at_an_image() -> None:
+    default, edge = (load_recipe(FOLDER / f"{name}.yaml").as_dict() for name in ("pneumonia", "pneumonia_edge"))
+    for part in ("data", "preprocess", "augment", "imbalance"):
+        assert edge[part] == default[part], part
+    assert not edge["evaluation"]["flip_average"]  # an answer would take twice as long

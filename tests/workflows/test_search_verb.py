@@ -88,7 +88,7 @@ def test_nothing_fits_an_impossible_budget(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_u238_other_questions_and_models_without_a_composition(data: Path, tmp_path: Path) -> None:
+def test_U238_other_questions_and_models_without_a_composition(data: Path, tmp_path: Path) -> None:
     search(RECIPE, data=data, budget=0.5, trials=1, out=tmp_path / "search")
     with pytest.raises(UsageError, match="U238"):
         search(RECIPE, data=data, budget=0.6, trials=1, out=tmp_path / "search")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from medloom.data.dicom import is_dicom
@@ -37,10 +37,13 @@ def count_members(path: str | Path) -> int:
         return len(_members(archive, str(path)))
 
 
-def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
+def read_archive(path: str | Path, only: Container[int] | None = None) -> Iterator[tuple[str, bytes]]:
     """Each file of the archive as ``study.zip#3`` and its content, in the archive's order, one at a time.
 
     What is no DICOM by its first bytes is handed on too (it will be refused by what it is), but for archives in it.
+
+    Args:
+        only: the numbers, from 1, of the files to read.
 
     Raises:
         DataError: D114; M219 too many members, too large, packed too tightly, encrypted, damaged, or nested.
@@ -49,6 +52,8 @@ def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
     with _opened(path) as archive:
         for number, member in enumerate(_members(archive, str(path)), 1):
             name = f"{path}#{number}"
+            if only is not None and number not in only:
+                continue
             try:
                 data = archive.read(member)
             except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):

@@ -19,6 +19,9 @@ _FIGURES = Path(__file__).with_name("figures.json")
 FEW_LABELS = 2000
 """Below so many labelled images a transformer that starts from nothing has less to learn from than it has weights."""
 
+MEASURED_SIZE, LEAST_SIZE = 224, 64
+"""Pixels per side at which candidates are measured, and the least that is proposed."""
+
 INT8_GAIN = 2.0
 """What int8 is expected to bring over ONNX Runtime in float32, where nothing was measured: the low end of what was."""
 
@@ -58,6 +61,7 @@ class Asked:
         cores, memory, gpu_memory: of the machine that answers; gigabytes, 0 without a GPU.
         latency: milliseconds that one image may take.
         labels: labelled images (or cases) to train on; None where nobody said.
+        size: pixels per side that the network is to see.
     """
 
     task: str
@@ -67,6 +71,7 @@ class Asked:
     gpu_memory: float
     latency: float
     labels: int | None
+    size: int = 224
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,16 @@ def _segmentation(asked: Asked) -> Advice:
 def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: bool) -> Advice:
     edge = asked.gpu_memory < 4
     branch = ["Task? classification", f"Edge (no GPU of 4 GB)? {'yes' if edge else 'no'}"]
-    rows, reasons, contradicts = figures["rows"], [], []
+    reasons: list[str] = []
+    contradicts: list[str] = []
+    rows = _at_size(figures, asked.size)
     few = asked.labels is not None and asked.labels < FEW_LABELS
     if asked.labels is not None:
         branch.append(f"Fewer than {FEW_LABELS} labelled images? {'yes' if few else 'no'} ({asked.labels})")
-    branch.append(f"Budget per image? {asked.latency:g} ms on {asked.cores} cores")
+    branch.append(f"Budget per image? {asked.latency:g} ms on {asked.cores} cores, {asked.size} pixels")
+    measured_at = int(figures.get("size", MEASURED_SIZE))
+    if asked.size != measured_at:
+        reasons.append(f"times are those of {measured_at} pixels, scaled by the area: measure before you rely on them")
     preferred = PREFERENCE["edge" if edge else "server"]
     order = [m for m in preferred if m in rows]
     if not order:
@@ -171,7 +181,12 @@ def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: boo
         model = min(order, key=lambda name: float(rows[name]["batch 1"]))
         took = rows[model]["batch 1"]
         reasons.append(f"Nothing here answers within {asked.latency:g} ms; {model}, with {took:g} ms, comes nearest")
-        compression += ["prune: 1.8 times", "quantize: int8", "a smaller preprocess.size is worth more than both"]
+        compression += ["prune: 1.8 times", "quantize: int8"]
+        smaller = int(asked.size * (INT8_GAIN * asked.latency / took) ** 0.5) // 16 * 16
+        if smaller >= LEAST_SIZE:
+            compression.append(f"preprocess.size {smaller}: by the area it fits then, in int8")
+        else:
+            compression.append("a smaller preprocess.size is worth more than both")
     larger = next((m for m in ("hatr_resnet50", "convnext_deit_tiny") if m in rows and m != model), None)
     if edge and larger:
         compression.append(f"distill: let {larger}, or the best model that you can train, teach it")
@@ -179,9 +194,16 @@ def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: boo
     shown = sorted(rows, key=lambda name: float(rows[name]["batch 1"]))
     where = "measured on this machine" if measured_here else f"measured elsewhere on {figures['machine']}"
     table = [
-        {"model": name, **rows[name], "where": where, "fits": rows[name]["batch 1"] <= asked.latency} for name in shown
+        {"model": n, **rows[n], "size": asked.size, "where": where, "fits": rows[n]["batch 1"] <= asked.latency}
+        for n in shown
     ]
     return Advice(model, compression, branch, reasons, contradicts, float(rows[model]["batch 1"]), table)
+
+
+def _at_size(figures: Mapping[str, Any], size: int) -> dict[str, dict[str, Any]]:
+    """Rows with the time of another size: that of convolutions and of windows goes with the area."""
+    scale = (size / int(figures.get("size", MEASURED_SIZE))) ** 2
+    return {name: {**row, "batch 1": round(row["batch 1"] * scale, 3)} for name, row in figures["rows"].items()}
 
 
 def _against_the_text(edge: bool, rows: Mapping[str, Any], asked: Asked, model: str) -> list[str]:
@@ -208,7 +230,7 @@ def summary(advice: Advice, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += ["then:", *(f"  {text}" for text in advice.compression)]
     lines += [f"against the founding text: {text}" for text in advice.contradicts]
     if rows:
-        lines.append(f"figures, network alone, one image of 224 pixels ({rows[0]['where']}):")
+        lines.append(f"figures, network alone, one image of {rows[0]['size']} pixels ({rows[0]['where']}):")
     for row in rows:
         mark = "fits" if row["fits"] else "too slow"
         lines.append(

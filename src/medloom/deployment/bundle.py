@@ -220,4 +220,4 @@ def _check_golden(place: Path, data: bytes, pipeline: Pipeline, key: str, tolera
     if refused:
         raise ModelError("C507", place, f"golden images are refused: {refused}", EDITED)
     found_NK = np.array([list(a.logits.values()) for a in answers])
-    check_answers(place, found_NK, expected_NK, np.abs(expected_NK), len(answers), tolerance)
+    check_answers(place, found_NK, expected_NK, np.abs(expected_NK), len(answers), tolerance, pipeline.runtime.name)

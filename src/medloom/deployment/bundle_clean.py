@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from medloom.errors import DataError, ExportError, MedloomError, ModelError, UsageError
+from medloom.errors import ExportError, MedloomError, again
 
 BLOCKED = ("torch", "torchvision", "timm", "kornia", "nncf")
 _NOISE_SEED = 0
@@ -86,7 +86,7 @@ def ask(
         command = [sys.executable, "-m", "medloom.deployment.bundle_clean", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if (folder / "refused.json").exists():
-            raise _again(json.loads((folder / "refused.json").read_text(encoding="utf-8")))
+            raise again(json.loads((folder / "refused.json").read_text(encoding="utf-8")))
         if done.returncode or not (folder / "told.json").exists():
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise ExportError(
@@ -142,12 +142,6 @@ def _taken(folder: Path, source: Any) -> Any:
     if isinstance(source, dict):
         return np.load(folder / source["array"], allow_pickle=False)
     return Path(source) if isinstance(source, str) else [Path(each) for each in source]
-
-
-def _again(refused: dict[str, Any]) -> MedloomError:
-    kinds = {2: UsageError, 3: DataError, 4: ModelError, 5: ExportError}
-    kind = kinds.get(refused["exit_code"], MedloomError)
-    return kind(refused["error"], refused["place"], refused["problem"], refused["remedy"])
 
 
 if __name__ == "__main__":

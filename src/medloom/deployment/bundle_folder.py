@@ -145,13 +145,14 @@ def check_answers(
     scale: np.ndarray | float,
     count: int,
     tolerance: float = TOLERANCE,
+    runtime: str = "onnx",
 ) -> None:
     """The logits of the golden inputs against those that were recorded.
 
     Args:
         scale: how large logits are; ``tolerance`` is relative to it above 1, as a confident network has logits of tens,
             and float32 rounds those on another CPU.
-        count: golden inputs, for the message.
+        count, runtime: golden inputs, and what answered them, for the message.
 
     Raises:
         ModelError: C507 further off than ``tolerance``, C508 no numbers.
@@ -160,8 +161,12 @@ def check_answers(
         raise ModelError("C508", place, "the network's golden answers are no numbers", "Train again")
     off = float((np.abs(found - expected) / np.maximum(1.0, scale)).max())
     if off > tolerance:
-        problem = f"{count} golden images give answers that are {off:.1e} off (allowed {tolerance:.0e})"
-        raise ModelError("C507", place, problem, "Preprocessing or network changed: export again, or update medloom")
+        problem = f"{count} golden images give answers that are {off:.1e} off in {runtime} (allowed {tolerance:.0e})"
+        remedy = "Preprocessing or network changed: export again, or update medloom"
+        if tolerance > TOLERANCE:
+            # Without the instructions of the CPU that it was made on (AVX-512 VNNI, AMX) coarse steps round otherwise.
+            remedy = "This CPU may round otherwise: try another --runtime or the float bundle, or quantise here"
+        raise ModelError("C507", place, problem, remedy)
 
 
 def _weights_bytes(weights: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> bytes:

@@ -85,7 +85,8 @@ def check_golden(
             told = f"golden images give answers of {found.shape}, and {expected[k].shape} are recorded"
             raise ModelError("C507", place, told, "Preprocessing changed: export again, or update medloom")
         # The largest of the case: behind a hundred layers a logit near 0 is rounded as coarsely as its neighbours.
-        check_answers(place, found, expected[k], float(np.abs(expected[k]).max(initial=0.0)), len(cases), tolerance)
+        largest = float(np.abs(expected[k]).max(initial=0.0))
+        check_answers(place, found, expected[k], largest, len(cases), tolerance, pipeline.runtime.name)
         differing = restore_case(logits_KS, pipeline.preprocess, case) != masks[k]
         if differing.any() and (lead_at(logits_KS, pipeline.preprocess, case, differing) > tie).any():
             told = f"the golden masks differ in {int(differing.sum())} places"

@@ -28,6 +28,7 @@ def advise_here(
     gpu_memory: float | None = None,
     latency: float = 50.0,
     labels: int | None = None,
+    size: int = 224,
     measure: bool = False,
     cache: str | Path = "runs/advise_figures.json",
     models: tuple[str, ...] = CANDIDATES,
@@ -38,6 +39,7 @@ def advise_here(
     Args:
         task, labels: found from ``data`` where that is given.
         cores, memory, gpu_memory: of the machine that will answer; what this one has where they are left out.
+        size: pixels per side that the network is to see.
         measure: time the candidates that ``cache`` does not know yet, each in a process of its own.
 
     Raises:
@@ -45,7 +47,7 @@ def advise_here(
     """
     if task not in (None, *TASKS):
         raise UsageError("U237", "--task", f"'{task}' is not known", f"Choose {' or '.join(TASKS)}")
-    positive = {"--cores": cores, "--memory": memory, "--latency": latency, "--labels": labels}
+    positive = {"--cores": cores, "--memory": memory, "--latency": latency, "--labels": labels, "--size": size}
     wrong = [f"{key} {value}" for key, value in positive.items() if value is not None and not value > 0]
     if wrong or (gpu_memory is not None and gpu_memory < 0):
         raise UsageError("U237", wrong[0] if wrong else "--gpu-memory", "not a positive number", "Correct it")
@@ -59,6 +61,7 @@ def advise_here(
         gpu_memory=gpu_memory if gpu_memory is not None else 0.0,
         latency=latency,
         labels=labels if labels is not None else found.get("labels"),
+        size=size,
     )
     own = _measured(Path(cache), asked.cores, models, quiet) if measure else _cached(Path(cache), asked.cores)
     figures = own or committed_figures()

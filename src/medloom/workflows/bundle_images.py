@@ -12,6 +12,7 @@ import numpy as np
 from medloom.config import DataConfig, Recipe, load_recipe
 from medloom.data.images import decode
 from medloom.data.records import Dataset, Record, read_csv
+from medloom.data.sources import open_dataset
 from medloom.deployment.bundle import Bundle
 from medloom.deployment.bundle_segmenter import SegmenterBundle
 from medloom.errors import DataError, UsageError, check_accept
@@ -83,7 +84,9 @@ def images_of(
     if home is not None:
         recipe = load_recipe(home.recipe)
         place = Path(str(data if data is not None else recipe.data.path))
-        return BundleImages(read_csv(home.records, place), recipe.data, recipe, home)
+        # A table lies beside its images, a folder may hold one array file: where records start is the source's to say.
+        root = open_dataset(place, recipe.data).root
+        return BundleImages(read_csv(home.records, root), recipe.data, recipe, home)
     if data is None:
         told = "a bare bundle does not say where images lie that it can be proved on"
         raise UsageError("U244", source, told, "Name them with --data DIR, or give the run directory")
@@ -99,7 +102,6 @@ def labelled(
         DataError: D115, D116 other classes; what reading raises.
     """
     from medloom.data.scan import scan
-    from medloom.data.sources import open_dataset
     from medloom.data.splits import make_splits
 
     if isinstance(bundle, SegmenterBundle):

@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: list[str]) -> NoReturn:
     """Do one task; an error is one line on standard error and an exit code, as from the command line."""
-    _end_with_the_parent()
+    end_with_the_parent()
     task, text = arguments
     from medloom.errors import MedloomError
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> NoReturn:
     sys.exit(0)
 
 
-def _end_with_the_parent() -> None:
+def end_with_the_parent() -> None:
     """When the parent is killed outright this process is asked to save and stop (Linux; elsewhere it goes on)."""
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):

@@ -6,21 +6,21 @@ import csv
 import io
 import json
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medloom.data.dicom_archive import count_members, is_archive, read_archive
+from medloom.data.dicom_archive import count_members, is_archive
 from medloom.data.formats import SUFFIXES, is_candidate
 from medloom.deployment.bundle import Bundle, load
 from medloom.deployment.bundle_segmenter import SegmenterBundle
-from medloom.deployment.runtime import Picture, Prediction
+from medloom.deployment.runtime import MAX_BATCH, Prediction
 from medloom.errors import DataError, UsageError
 from medloom.files import write_bytes
+from medloom.workflows.answer_all import Division, answer_all
+from medloom.workflows.answering import Item
 from medloom.workflows.outcome import Outcome
-from medloom.workflows.progress import Progress, Report
+from medloom.workflows.progress import Report
 from medloom.workflows.segment import segment
 
 NOTICE = "Research software, not a medical device."
@@ -37,13 +37,17 @@ def predict(
     runtime: str | None = None,
     batch_size: int = 32,
     exclude_limit: float = EXCLUDE_LIMIT,
+    shard: str | None = None,
+    merge: bool = False,
+    processes: int = 1,
     progress: Report | None = None,
     quiet: bool = True,
 ) -> Outcome:
     """Answer for image files, for all images below folders, and for studies in ZIP files that are named.
 
     Every image has a row, in the order given (below a folder: sorted by path); one that cannot be used has its code in
-    place of an answer. The file, if any, is written whole or not at all.
+    place of an answer. The file, if any, is written whole or not at all; until then answers are kept beside it, and the
+    same call goes on after a kill.
 
     A bundle that draws masks writes them into the folder ``out``; see ``workflows.segment``.
 
@@ -51,15 +55,21 @@ def predict(
         out: file to write; without it the table is the printed text. Of a bundle that draws masks, a folder.
         fmt: default, from the ending of ``out``.
         runtime: ``onnx`` or ``openvino``; default, the fastest that the bundle and this machine have.
+        threads: of the runtime, in each process.
         exclude_limit: share of refused images above which ``exit_code`` is 3.
+        shard: ``2/8``, the second of eight parts, e.g. of a scheduler's array job; its answers go beside ``out``.
+        merge: make ``out`` of all parts, if every image has exactly one answer.
+        processes: on this machine, each with the bundle opened for itself.
 
     Raises:
         UsageError: U214 a path that is not there, U215 an ending of ``out`` that is neither .csv nor .json, U210 and
-            U243 of the runtime.
-        DataError: D114 a folder that cannot be read, D115 no image at all, M219 an archive that is not opened.
+            U243 of the runtime, U248 and U249 of the parts, T412 another process answers into ``out``.
+        DataError: D114 a folder that cannot be read, D115 no image at all, M219 an archive that is not opened, D135
+            parts that do not make a whole.
         ModelError: the bundle is refused (``medloom.load``).
-        ResourceError: T404, T405 ``out`` cannot be written.
+        ResourceError: T404, T405 ``out`` cannot be written, T407 a process was ended.
     """
+    division = Division(shard, merge, processes, threads)
     model = load(bundle, threads=threads, runtime=runtime) if isinstance(bundle, str | Path) else bundle
     if isinstance(model, SegmenterBundle):
         return segment(
@@ -69,18 +79,22 @@ def predict(
             walk=lambda folder: list(_below(folder)),
             notice=NOTICE,
             exclude_limit=exclude_limit,
+            division=division,
             progress=progress,
             quiet=quiet,
         )
     kind = _format(out, fmt)
     files, passed_over = find_images(paths)
-    total = sum(count_members(file) if is_archive(file) else 1 for file in files)
-    answers: list[Prediction] = []
-    names: deque[str] = deque()
-    with Progress("answering", quiet=quiet) as shown:
-        for answer in model.stream(_pictures(files, names), batch_size=batch_size):
-            answers.append(replace(answer, id=names.popleft()))
-            (progress or shown)(len(answers), total)
+    answered = answer_all(
+        model,
+        list_items(files),
+        table=None if out is None else Path(out),
+        division=division,
+        batch_size=max(1, min(batch_size, MAX_BATCH)),
+        progress=progress,
+        quiet=quiet,
+    )
+    answers = [Prediction(**row) for row in answered.rows]
     refused = [a for a in answers if a.error]
     values: dict[str, Any] = {
         "notice": NOTICE,
@@ -97,13 +111,18 @@ def predict(
     exit_code = 3 if len(refused) > exclude_limit * len(answers) else 0
     if out is None:
         return Outcome(values, (text.rstrip("\n"),), exit_code)
-    # A file name need not be UTF-8: its bytes pass through unchanged.
-    write_bytes(out, text.encode("utf-8", "surrogateescape"))
+    if answered.file is None:
+        # A file name need not be UTF-8: its bytes pass through unchanged.
+        write_bytes(out, text.encode("utf-8", "surrogateescape"))
+        answered.close()
     lines = [f"{len(answers) - len(refused)} of {len(answers)} images answered by {model.name}. {NOTICE}"]
+    lines += answered.lines(shard, str(out))
     lines += [f"refused[{a.error}] {a.id}: {a.problem}" for a in refused[:20]]
     lines += [f"{sum(a.notice == told for a in answers)} images: {told}" for told in _notices(answers)]
     if passed_over:
         lines.append(f"{passed_over} files without an image's ending were passed over")
+    if answered.file is not None:
+        return Outcome({**values, "shard": shard, "file": str(answered.file)}, tuple(lines), exit_code)
     return Outcome({**values, "file": str(out)}, (*lines, f"open {out}"), exit_code)
 
 
@@ -136,6 +155,21 @@ def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
     return list(found), others
 
 
+def list_items(files: Sequence[Path]) -> list[Item]:
+    """What is answered of these files: themselves, and of an archive each file in it.
+
+    Raises:
+        DataError: M219 an archive that is not opened.
+    """
+    items: list[Item] = []
+    for file in files:
+        if is_archive(file):
+            items += [Item(f"{file}#{k}", (str(file),), k) for k in range(1, count_members(file) + 1)]
+        else:
+            items.append(Item(str(file), (str(file),)))
+    return items
+
+
 def table(classes: Sequence[str], answers: Sequence[Prediction]) -> str:
     """Answers as CSV: ``id, label, decision, threshold, probability:CLASS ..., logit:CLASS ..., error, problem,
     notice``.
@@ -150,18 +184,6 @@ def table(classes: Sequence[str], answers: Sequence[Prediction]) -> str:
         start = [answer.id, answer.label or "", answer.decision, _cell(answer.threshold)]
         writer.writerow([*start, *map(_cell, values), answer.error or "", answer.problem or "", answer.notice or ""])
     return out.getvalue()
-
-
-def _pictures(files: Sequence[Path], names: deque[str]) -> Iterator[Picture]:
-    """Files, and the members of archives, one by one; each leaves its name in ``names``."""
-    for file in files:
-        if not is_archive(file):
-            names.append(str(file))
-            yield file
-            continue
-        for name, data in read_archive(file):
-            names.append(name)
-            yield data
 
 
 def _notices(answers: Sequence[Prediction]) -> list[str]:

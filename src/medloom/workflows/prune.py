@@ -97,12 +97,19 @@ def prune(
     if place.exists():
         raise UsageError("U212", place, "something is already there", "Name another with --out")
     make_folder(place.parent)
-    with atomic_directory(place) as temporary:
-        pruning = _Pruning(bundle, RunDirectory(Path(source)), wanted, RunDirectory(temporary), threads, quiet)
-        report = pruning.run(ratio, target, steps, tuple(what))
+    try:
+        with atomic_directory(place) as temporary:
+            pruning = _Pruning(bundle, RunDirectory(Path(source)), wanted, RunDirectory(temporary), threads, quiet)
+            report = pruning.run(ratio, target, steps, tuple(what))
+    except _Stopped as signal:
+        return Outcome({"run": None}, ("stopped; nothing was written",), signal.args[0])
     write_report(RunDirectory(place))  # anew, for its name is that of the folder
     report["seconds"] = round(time.monotonic() - started, 1)
     return Outcome({"run": place, **report}, (*lines_of(report), f"open {place / 'report.html'}"))
+
+
+class _Stopped(Exception):
+    """A signal ended a lesson: what was half learnt is not judged."""
 
 
 class _Pruning:
@@ -232,6 +239,8 @@ class _Pruning:
         )
         marks = fingerprint(recipe, {"hash": dataset.hash(), "step": k}, device=self.device)
         found = fit(model, work=work, recipe=recipe, run=folder, fingerprint=marks, device=self.device)
+        if found.exit_code:
+            raise _Stopped(found.exit_code)
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         if last:  # the lesson that made the weights is the one whose curves the report shows
             for own, shown in zip((folder.log, folder.sessions), (self.run_directory.log, self.run_directory.sessions)):

@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PIL
-
 from medloom.data.formats import SUFFIXES
-from medloom.data.volumes import write_nifti
 from medloom.deployment.bundle_segmenter import SegmenterBundle
-from medloom.deployment.segmenter import Segmentation
 from medloom.errors import UsageError
 from medloom.files import make_folder, write_bytes
+from medloom.workflows.answer_all import Division, answer_all
+from medloom.workflows.answering import Item
 from medloom.workflows.outcome import Outcome
-from medloom.workflows.progress import Progress, Report
+from medloom.workflows.progress import Report
 from medloom.workflows.segment_cases import find_cases, mask_names, spare_inputs
 
 TABLE = "volumes.csv"
@@ -33,6 +31,7 @@ def segment(
     walk: Callable[[Path], Sequence[Path]],
     notice: str,
     exclude_limit: float,
+    division: Division,
     progress: Report | None = None,
     quiet: bool = True,
 ) -> Outcome:
@@ -45,10 +44,11 @@ def segment(
     Args:
         walk: the files below a folder, in order.
         exclude_limit: share of refused cases above which ``exit_code`` is 3.
+        division: how the work is divided.
 
     Raises:
         UsageError: U214 a path that is not there, U215 no folder to write to, U234 a mask that would take the place of
-            an input.
+            an input; what ``answer_all`` raises.
         DataError: D114 a folder that cannot be read, D115 nothing to answer.
         ResourceError: T404, T405 a mask cannot be written.
     """
@@ -57,21 +57,24 @@ def segment(
     places = mask_names(cases, ".nii.gz" if model.pipeline.volumes else ".png")
     spare_inputs(cases, [*(folder / place for place in places), folder / TABLE])
     make_folder(folder)
-    rows: list[dict[str, Any]] = []
-    with Progress("answering", quiet=quiet) as shown:
-
-        def step(place: int, done: int, total: int) -> None:
-            shown.sometimes(f"answering {place + 1}/{len(cases)}: window {done} of {total}")
-
-        for place, answer in zip(places, model.stream([case.source for case in cases], progress=step)):
-            case = cases[len(rows)]
-            if answer.mask is not None:
-                make_folder((folder / place).parent)
-                write_mask(folder / place, answer)
-            kept = str(place) if answer.mask is not None else None
-            rows.append({**answer.as_dict(), "id": case.name, "mask": kept})
-            (progress or shown)(len(rows), len(cases))
-    write_bytes(folder / TABLE, table(model, rows).encode("utf-8", "surrogateescape"))
+    items = [
+        Item(case.name, tuple(map(str, case.files)), series=isinstance(case.source, tuple), mask=str(place))
+        for case, place in zip(cases, places)
+    ]
+    answered = answer_all(
+        model,
+        items,
+        table=folder / TABLE,
+        folder=folder,
+        division=division,
+        batch_size=1,
+        progress=progress,
+        quiet=quiet,
+    )
+    rows = answered.rows
+    if answered.file is None:
+        write_bytes(folder / TABLE, table(model, rows).encode("utf-8", "surrogateescape"))
+        answered.close()
     refused = [row for row in rows if row["error"]]
     values: dict[str, Any] = {
         "notice": notice,
@@ -87,28 +90,16 @@ def segment(
         "folder": str(folder),
     }
     lines = [f"{len(rows) - len(refused)} of {len(rows)} cases answered by {model.name}. {notice}"]
+    lines += answered.lines(division.shard, str(folder / TABLE))
     lines += [f"refused[{row['error']}] {row['id']}: {row['problem']}" for row in refused[:20]]
     told = Counter(row["notice"] for row in rows if row["notice"])
     lines += [f"{count} images: {text}" for text, count in told.items()]
     if passed_over:
         lines.append(f"{passed_over} files of other kinds were passed over")
     exit_code = 3 if len(refused) > exclude_limit * len(rows) else 0
+    if answered.file is not None:
+        return Outcome({**values, "shard": division.shard, "file": str(answered.file)}, tuple(lines), exit_code)
     return Outcome(values, (*lines, f"open {folder / TABLE}"), exit_code)
-
-
-def write_mask(path: Path, answer: Segmentation) -> None:
-    """The mask as PNG or NIfTI, whole or not at all.
-
-    Raises:
-        ResourceError: T404, T405.
-    """
-    assert answer.mask is not None
-    if answer.volume is not None:
-        write_nifti(path, answer.mask, answer.volume)
-        return
-    data = io.BytesIO()
-    PIL.fromarray(answer.mask).save(data, format="PNG")
-    write_bytes(path, data.getvalue())
 
 
 def table(model: SegmenterBundle, rows: Sequence[dict[str, Any]]) -> str:
