@@ -243,6 +243,7 @@ def main() -> None:
     from importlib.metadata import version
 
     from medloom.files import write_json
+    from medloom.machine import instructions
     from medloom.workflows.environment import cpu_name
 
     whole = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
@@ -251,6 +252,7 @@ def main() -> None:
         "size": arguments.size,
         "machine": {
             "processor": cpu_name(),
+            "instructions": instructions(),
             "cores": os.cpu_count(),
             "threads": arguments.threads,
             "python": platform.python_version(),

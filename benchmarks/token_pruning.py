@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from medloom.deployment.export import onnx_bytes
 from medloom.files import write_json
+from medloom.machine import instructions
 from medloom.models.pruning import reduce_tokens
 from medloom.models.registry import create_model
 from medloom.workflows.environment import cpu_name
@@ -189,6 +190,7 @@ def main() -> None:
         "size": SIZE,
         "machine": {
             "processor": cpu_name(),
+            "instructions": instructions(),
             "cores": os.cpu_count(),
             "threads": arguments.threads,
             "torch": torch.__version__,

@@ -23,3 +23,10 @@ def cpu_flags() -> frozenset[str]:
 def has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 itself."""
     return bool(BFLOAT16_FLAGS & cpu_flags())
+
+
+def instructions() -> str:
+    """The widest instruction sets that count for speed; processors of one name may differ in them."""
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX", "sve": "SVE"}
+    found = [name for flag, name in known.items() if flag in cpu_flags()]
+    return ", ".join(found[-2:]) or "not told"

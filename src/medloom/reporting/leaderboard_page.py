@@ -127,7 +127,8 @@ def _machine(content: Content) -> str:
     env = content["environment"]
     threads = sorted({r["inference"]["threads"] for r in content["rows"] if r["inference"]})
     load = [r["inference"]["load"] for r in content["rows"] if r["inference"]]
-    text = f"{env.get('cpu', 'unknown CPU')}, {env.get('cores', '?')} cores, {env.get('memory_gib', '?')} GiB memory"
+    cpu = f"{env.get('cpu', 'unknown CPU')} ({env.get('instructions', 'instructions not told')})"
+    text = f"{cpu}, {env.get('cores', '?')} cores, {env.get('memory_gib', '?')} GiB memory"
     if env.get("accelerator"):
         text += f", {env['accelerator']}"
     if threads:

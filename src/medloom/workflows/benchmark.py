@@ -17,6 +17,7 @@ import numpy as np
 
 from medloom.errors import DataError, UsageError
 from medloom.files import write_json
+from medloom.machine import instructions
 from medloom.workflows.environment import cpu_name
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress
@@ -196,6 +197,7 @@ def _machine(threads: int) -> dict[str, Any]:
             continue
     return {
         "processor": cpu_name(),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),

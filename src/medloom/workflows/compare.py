@@ -212,7 +212,7 @@ def _measure(
     from medloom.reporting.leaderboard import Measured
     from medloom.workflows.environment import environment
 
-    machine = environment()["cpu"]
+    machine = "{cpu}, {instructions}".format(**environment())
     book, log = Book(folder / "measured.json"), folder / "logs" / "measure.log"
     cost: dict[str, Any] = {}
     speed: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medloom.machine import has_bfloat16
+from medloom.machine import has_bfloat16, instructions
 from medloom.workflows.outcome import Outcome
 
 _EXTRAS = {
@@ -36,6 +36,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": memory_gib(),
         "packages": {name: v for name in _RECORDED if (v := _version(name))},
@@ -56,7 +57,7 @@ def doctor() -> Outcome:
     found = environment()
     lines = [
         f"medloom {found['medloom']}, Python {found['python']}, {found['system']}",
-        f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB memory",
+        f"{found['cpu']} ({found['instructions']}), {found['cores']} cores, {found['memory_gib']} GiB memory",
         "packages: " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
     ]
     if "threads" in found:
