@@ -12,7 +12,8 @@ for the number of comparisons (Holm). A finished run leaves one small file with 
 each difference can be computed again. Each run answers its test cases once.
 
 ``--set`` holds for all models of the plan alike, stands in their files' names and in the tables, and such runs are
-compared among themselves alone. What ``--minutes`` ends is saved, and goes on the next time.
+compared among themselves alone. What ``--minutes`` ends is saved, and goes on the next time; a run that is past its
+training is waited for.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def run_all(data: Path, planned: list[Planned], runs: Path, minutes: float | Non
         if not (run.report.exists() and run.metrics.exists()):
             code, said = train_one(one, data, run, left)
             if code is None:
-                print(f"time is up: {one.file_name} was stopped and goes on next time; {len(todo) - k} remain", flush=True)
+                print(f"time is up: {one.file_name} goes on the next time; {len(todo) - k} runs remain", flush=True)
                 break
             if code:
                 print(f"  failed with {code}: {said.strip()[-300:]}", flush=True)
@@ -115,7 +116,7 @@ def train_one(planned: Planned, data: Path, run: RunDirectory, seconds: float | 
     try:
         _, said = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        # Once the test cases are scored the rest is minutes, and going on would score them again.
+        # Once the test cases are being scored the rest is minutes, and going on would score them again.
         if not run.ledger.exists():
             child.terminate()  # the run ends the step in hand, saves, and leaves
             child.communicate()
