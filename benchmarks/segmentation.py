@@ -182,6 +182,7 @@ def main() -> None:
     running.add_argument("--data", type=Path, required=True)
     running.add_argument("--runs", type=Path, default=Path("runs") / "segmentation")
     running.add_argument("--minutes", type=float, help="save and stop after so many; the same command goes on")
+    running.add_argument("--models", nargs="+", choices=sorted({m for names in MODELS.values() for m in names}))
     running.add_argument(
         "--set", dest="common", action="append", default=[], help="for all models alike, e.g. train.epochs=5"
     )
@@ -191,6 +192,7 @@ def main() -> None:
         print(markdown(summary()))
     else:
         planned = plan(arguments.plan, tuple(sorted(arguments.common)))
+        planned = [p for p in planned if not arguments.models or p.model in arguments.models]
         failed = run_all(arguments.data.resolve(), planned, arguments.runs, arguments.minutes)
         if failed:
             sys.exit(f"failed: {', '.join(failed)}")
