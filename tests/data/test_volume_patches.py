@@ -72,6 +72,22 @@ def test_a_quarter_turn_about_an_axis_turns_the_other_two(axis: int) -> None:
     assert (turned != one).any()
 
 
+def test_a_rotation_turns_the_patient_and_not_the_voxels() -> None:
+    """A ball of 12 mm in slices 4 mm thick stays a ball, whichever way it is turned."""
+    spacing, size = np.array([1.0, 1.0, 4.0]), (32, 32, 8)
+    centre = (np.array(size) - 1) / 2
+    at = (np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1) - centre) * spacing
+    labels = ((at**2).sum(axis=-1) < 12**2).astype(np.uint8)
+    pixels = (labels * np.uint16(60000))[None]
+    still = replace(draw_patches(STILL, 0.0, 1, (3,)), centre=np.full((1, 3), 0.5))
+    turned = replace(still, angle=np.array([[0.6, -0.4, 0.5]]))
+    found = read_patch(pixels, labels, {}, turned, 0, size, spacing=tuple(spacing))[1].numpy()
+    dice = 2 * (found * labels).sum() / (found.sum() + labels.sum())
+    assert dice > 0.9  # slices are coarse
+    bent = read_patch(pixels, labels, {}, turned, 0, size)[1].numpy()
+    assert 2 * (bent * labels).sum() / (bent.sum() + labels.sum()) < 0.85
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     rotate=st.floats(0, 30), low=st.floats(0.7, 1), high=st.floats(1, 1.4), elastic=st.floats(0, 2), seed=st.integers(0)

@@ -129,6 +129,19 @@ def test_thick_slices_have_strides_and_windows_of_their_own() -> None:
     }
 
 
+def test_of_two_stages_with_one_longest_stride_the_finer_learns() -> None:
+    strides = [[2, 2, 1], [2, 2, 1], [1, 1, 2], [2, 2, 2], [2, 2, 2]]
+    options = {"num_classes": 2, "image_size": (32, 32, 16), "strides": strides, "deep_supervision": True}
+    model = create_model("maxvit_unet_3d_tiny", **options).eval()
+    with torch.no_grad():
+        outputs = model.train_outputs(torch.randn(1, 1, 32, 32, 16))
+    assert {key: tuple(value.shape[2:]) for key, value in outputs.items()} == {
+        "logits": (32, 32, 16),
+        "deep.4": (8, 8, 16),
+        "deep.8": (4, 4, 4),
+    }
+
+
 def test_checkpointing_changes_no_answer_and_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -132,6 +132,7 @@ def test_folds_test_every_case_once_and_go_on_where_they_stopped(masks: Path, tm
         np.mean([fold["metrics"]["dice"]["value"] for fold in done.values["folds"]])
     )
     page = (tmp_path / "folds" / "folds.html").read_text(encoding="utf-8")
+    assert "HD95, mm" in page or "HD95, pixels" in page
     assert "All cases together" in page
     with pytest.raises(UsageError, match="U212"):
         cross_validate(recipe, 2, data=masks, out=tmp_path / "folds")

@@ -9,6 +9,8 @@ Shapes: C channels, P the axes of a patch (X, Y, Z), B patches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,8 @@ def read_patch(
     draws: PatchDraws,
     i: int,
     patch: tuple[int, int, int],
+    *,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Patch ``i`` of a case.
 
@@ -33,13 +37,14 @@ def read_patch(
         pixels: ``(C, X, Y, Z)`` uint16.
         labels: ``(X, Y, Z)`` uint8 positions.
         places: of the structures, see ``case_cache.Cases``.
+        spacing: of the voxels, for rotations.
 
     Returns:
         float32 ``(C, *P)`` in [0, 1], and int64 ``(*P)`` of the nearest voxel.
     """
     shape = labels.shape
     centre = _kept_inside(centre_of(draws, i, shape, places), shape, patch)
-    matrix = patch_matrix(draws, i)
+    matrix = patch_matrix(draws, i, spacing)
     moved = bool(np.abs(matrix - np.eye(3)).max() > 1e-9 or np.abs(draws.elastic[i]).max() > 0)
     if not moved:
         # An integer corner: nothing needs interpolation.

@@ -6,6 +6,7 @@ processes, and an interrupted run draws the same again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -82,11 +83,17 @@ def centre_of(draws: PatchDraws, i: int, shape: tuple[int, ...], places: dict[in
     return draws.centre[i] * (np.array(shape) - 1)
 
 
-def patch_matrix(draws: PatchDraws, i: int) -> np.ndarray:
-    """``(3, 3)``: offset of a voxel of the patch from its centre to the offset in the case it is read from."""
+def patch_matrix(draws: PatchDraws, i: int, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """``(3, 3)``: offset of a voxel of the patch from its centre to the offset in the case it is read from.
+
+    Args:
+        spacing: of the voxels, in any unit: a rotation turns the patient, so with thick slices it is none of voxels.
+    """
     cos, sin = np.cos(draws.angle[i]), np.sin(draws.angle[i])
     rotate_0 = np.array([[1, 0, 0], [0, cos[0], -sin[0]], [0, sin[0], cos[0]]])
     rotate_1 = np.array([[cos[1], 0, sin[1]], [0, 1, 0], [-sin[1], 0, cos[1]]])
     rotate_2 = np.array([[cos[2], -sin[2], 0], [sin[2], cos[2], 0], [0, 0, 1]])
     mirror = np.diag(1.0 - 2.0 * draws.flip[i])
-    return np.asarray(rotate_0 @ rotate_1 @ rotate_2 @ mirror / draws.zoom[i])
+    step = np.asarray(spacing, dtype=np.float64)
+    turn = rotate_0 @ rotate_1 @ rotate_2 * step / step[:, None]
+    return np.asarray(turn @ mirror / draws.zoom[i])

@@ -124,9 +124,12 @@ class MaxViTUNet(nn.Module):
             for i in (2, 1, 0)
         )
         self.fine = FineStages(dims[0], stem_dim, skip_dim, out_dim, strides=(steps[1], steps[0]), norm=norm)
-        info = self.trunk.feature_info[1:4]
-        by_stride = {max(level.strides): level.channels for level in info} if deep_supervision else {}
-        self.deep_heads = deep_heads(by_stride, num_classes, dims=spatial_dims)
+        # By the longest stride; of two stages that share it, as those of thick slices may, the finer learns.
+        self.deep_strides: dict[int, int] = {}
+        for i, level in enumerate(self.trunk.feature_info[1:4] if deep_supervision else ()):
+            self.deep_strides.setdefault(max(level.strides), i)
+        channels = {stride: dims[i] for stride, i in self.deep_strides.items()}
+        self.deep_heads = deep_heads(channels, num_classes, dims=spatial_dims)
         self.head = convolution(spatial_dims, out_dim, num_classes, 1)
         init_maxvit(self)
         if pretrained:
@@ -148,9 +151,9 @@ class MaxViTUNet(nn.Module):
         """``logits``, and with deep supervision ``deep.4``, ``deep.8``, ``deep.16``, each ``(B, K, *S / stride)``."""
         maps = self.trunk(x_BCS)
         decoded = self._decode(maps)
-        strides = [max(level.strides) for level in self.trunk.feature_info[1:4]]
-        deep = deep_logits(self.deep_heads, dict(zip(reversed(strides), decoded)))
-        return {"logits": self.head(self.fine(decoded[-1], maps[0], tuple(x_BCS.shape[2:]))), **deep}
+        deep = {stride: decoded[-1 - i] for stride, i in self.deep_strides.items()}
+        logits_BKS = self.head(self.fine(decoded[-1], maps[0], tuple(x_BCS.shape[2:])))
+        return {"logits": logits_BKS, **deep_logits(self.deep_heads, deep)}
 
     def head_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the classes."""

@@ -19,6 +19,8 @@ LEAD = (
     "mixes the luck of the training with that of the patients; it is no interval."
 )
 
+NOTE = "One point per case of all folds. Diamond: what the mean shape of the training masks reaches."
+
 
 def write_folds_page(root: Path, values: Mapping[str, Any]) -> Path:
     """Write ``folds.html`` beside the folds' run directories, from ``folds.json`` and ``cases_test.csv``; its path.
@@ -52,7 +54,7 @@ def folds_html(root: Path, values: Mapping[str, Any]) -> str:
         table = read_cases(root / "cases_test.csv")
         part = together["splits"]["test"]
         trivial = {name: found["metrics"]["dice"].get("baseline") for name, found in part["structures"].items()}
-        plots.append({"svg": plots_masks.distribution(table, trivial), "note": "One point per case of all folds."})
+        plots.append({"svg": plots_masks.distribution(table, trivial), "note": NOTE})
         joined = [
             {
                 "name": name,
@@ -64,6 +66,8 @@ def folds_html(root: Path, values: Mapping[str, Any]) -> str:
             }
             for name, found in (("all", part), *part["structures"].items())
         ]
+    unit = f", {table.distance_unit}" if together is not None else ""
+    labels = {**NAMES, "hd95": f"{NAMES['hd95']}{unit}"}
     first = next(iter(over), None)
     told = f"{NAMES[first]} {over[first]['mean']:.3f}, deviation {over[first]['sd']:.3f}. " if first else ""
     return render(
@@ -73,9 +77,10 @@ def folds_html(root: Path, values: Mapping[str, Any]) -> str:
         name=values["recipe"],
         flags=[{"text": plural(len(folds), "fold"), "tone": ""}, {"text": NOT_A_DEVICE, "tone": ""}],
         sentence=f"{values['model']}, {plural(sum(f['n'] for f in folds), 'case')} tested. {told}{LEAD}",
-        columns=[{"name": name, "label": NAMES[name]} for name in columns],
+        columns=[{"name": name, "label": labels[name]} for name in columns],
         rows=rows,
         over=[over.get(name) for name in columns],
         joined=joined,
+        labels=labels,
         plots=plots,
     )

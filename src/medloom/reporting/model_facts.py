@@ -41,7 +41,8 @@ def _network(made: dict[str, Any]) -> str:
     name, classes, channels = (made.pop(k, None) for k in ("name", "num_classes", "in_chans"))
     size, plan = made.pop("image_size", None), made.pop("pruned", None)
     side = " × ".join(map(str, size)) if isinstance(size, list) else f"{size} × {size}"
-    what = f"{name}, {side} pixels, {plural(int(channels or 0), 'channel')}, {plural(int(classes or 0), 'answer')}"
+    cells = "voxels" if made.get("spatial_dims") == 3 else "pixels"
+    what = f"{name}, {side} {cells}, {plural(int(channels or 0), 'channel')}, {plural(int(classes or 0), 'answer')}"
     options = "; ".join(f"{_plain(k)}: {_text(v)}" for k, v in made.items())
     if plan:
         what += (

@@ -168,7 +168,7 @@ def course(found: Recorded, epochs: Sequence[Mapping[str, Any]], best: int | Non
         )
         facts.append(("All epochs", f"{sum(seconds) / 60:.1f} min"))
     if rate:
-        facts.append(("Speed", f"{np.median(rate):.0f} images per second (median)"))
+        facts.append(("Speed", f"{np.median(rate):.{0 if np.median(rate) >= 10 else 2}f} images per second (median)"))
     if epochs[-1].get("reconstruction") is not None:
         weight = ((found.recipe or {}).get("loss") or {}).get("reconstruction")
         facts.append(("Reconstruction", f"mean squared error, weight {weight} beside the loss that is drawn"))

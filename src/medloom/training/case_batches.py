@@ -92,8 +92,13 @@ class PatchReader:
         draws = draw_patches(self.config, self.foreground, len(part.rows), (self.seed, part.epoch, part.step))
         mine, counts = share_of(part, self.world)
         chosen, drawn = self.rows[part.rows[mine]], draws[mine]
+        cases = self.cases
+        # Where each case keeps its own spacing, voxels are taken for cubes.
+        spacing = self.preprocess.spacing or (1.0, 1.0, 1.0)
         read = [
-            read_patch(self.cases.pixels[case], self.cases.labels[case], self.cases.places[case], drawn, i, self.patch)
+            read_patch(
+                cases.pixels[case], cases.labels[case], cases.places[case], drawn, i, self.patch, spacing=spacing
+            )
             for i, case in enumerate(chosen)
         ]
         x_BCXYZ = (torch.stack([x for x, _ in read]) - self.preprocess.mean[0]) / self.preprocess.std[0]
