@@ -6,8 +6,9 @@
 Each seed trains ``recipes/pneumonia_cpu_token_pruned.yaml`` once and scores the official test images at every keep rate
 and with the published ways of saving tokens on the same weights (all tokens through the stem, then EViT or ToMe in
 the blocks, untrained for it). The AUC loss against all tokens is paired: the same images, patients and seeds
-resampled together. Beside it, with ``--baselines``, ResNet-18 and ViT-Small trained by the same recipe: accuracy,
-best training accuracy, parameters, images per second of the exported network.
+resampled together. The adaptive mode chooses among the rates image by image; what it costs is the mean over the test
+images of what ran for each. Beside it, with ``--baselines``, ResNet-18, ViT-Small and DynamicViT at keep 0.7 trained by
+the same recipe: accuracy, best training accuracy, parameters, images per second of the exported network.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch
 from torch import nn
 
 import medloom
+from medloom.blocks.selection import keep_count
+from medloom.blocks.taps import Taps
 from medloom.config import load_recipe
 from medloom.data.cache import finish
 from medloom.data.images import decode
@@ -36,6 +39,7 @@ from medloom.evaluation.predictions import Predictions, from_logits
 from medloom.files import RunDirectory, write_json
 from medloom.models.macs import count_macs
 from medloom.models.pruning import reduce_tokens
+from medloom.models.token_pruned import BUCKETS, TokenPruned
 from medloom.workflows.environment import environment
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -45,7 +49,7 @@ RECIPE = PROJECT / "recipes" / "pneumonia_cpu_token_pruned.yaml"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to save tokens on trained weights."""
+    """One way to save tokens on trained weights; in the adaptive mode ``keep`` says nothing."""
 
     keep: float
     second: float = 1.0
@@ -58,6 +62,7 @@ WAYS = {
     "keep 0.5": Way(0.5),
     "keep 0.5, second cut 0.7": Way(0.5, 0.7),
     "keep 0.3": Way(0.3),
+    "adaptive": Way(0.5, method="adaptive"),
     "EViT 0.7 at three blocks": Way(0.7, method="evit"),
     "ToMe to 0.5": Way(0.5, method="tome"),
     "random 0.5": Way(0.5, method="random"),
@@ -65,7 +70,18 @@ WAYS = {
 BASELINES: dict[str, list[str]] = {
     "ResNet-18": ["model.name=resnet18", "model.options={}", "tokens.scorer_epochs=0"],
     "ViT-Small": ["model.name=vit_small", "model.options={patch_size: 8}", "tokens.scorer_epochs=0"],
+    "DynamicViT": [
+        "model.name=dynamic_vit",
+        "model.options={patch_size: 8, embed_dim: 192, depth: 6, num_heads: 3, keep_rate: 0.7, drop_path: 0.1}",
+        "tokens.scorer_epochs=0",
+        "tokens.multi_keep=[]",
+    ],
 }
+WAYS_OF: dict[str, dict[str, Way | None]] = {
+    "token_pruned": {**WAYS},
+    "DynamicViT": {"keep 0.7": Way(0.7), "all tokens": Way(1.0)},
+}
+"""Where nothing is said, there is one: all tokens."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -104,15 +120,16 @@ def distil(name: str, seed: int, place: RunDirectory, data: Path) -> dict[str, A
     x_NCHW = finish(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, bundle.preprocess)
     log = [json.loads(line) for line in place.log.read_text().splitlines()]
     epochs = [e for e in log if e["event"] == "epoch"]
-    ways: dict[str, Way | None] = dict(WAYS) if name == "token_pruned" else {"all tokens": None}
+    ways = WAYS_OF.get(name, {"all tokens": None})
     found = {}
     for label, way in ways.items():
         change(model, way)
         z_N = margins(model, x_NCHW, mirror=bundle.pipeline.flip_average)
-        found[label] = {
-            "macs": count_macs(model, bundle.preprocess.in_chans, bundle.preprocess.size),
-            "logit_difference": [round(float(z), 4) for z in z_N],
-        }
+        if way is not None and way.method == "adaptive":
+            cost = adaptive_cost(model, x_NCHW, mirror=bundle.pipeline.flip_average)
+        else:
+            cost = {"macs": count_macs(model, bundle.preprocess.in_chans, bundle.preprocess.size)}
+        found[label] = {**cost, "logit_difference": [round(float(z), 4) for z in z_N]}
     return {
         "name": name,
         "seed": seed,
@@ -139,12 +156,16 @@ def change(model: nn.Module, way: Way | None) -> None:
     if way is None:
         return
     keep: Callable[..., None] = model.set_keep  # type: ignore[assignment]
-    keep(1.0 if way.method in ("evit", "tome") else way.keep, second=way.second)
-    reduce_tokens(model, "none" if way.method in ("gate", "random") else way.method, keep_rate=way.keep)  # type: ignore[arg-type]
+    if not isinstance(model, TokenPruned):  # DynamicViT has one rate and nothing else
+        keep(way.keep)
+        return
+    in_blocks = way.method if way.method in ("evit", "tome") else "none"
+    keep(way.keep if in_blocks == "none" else 1.0, second=way.second, adaptive=way.method == "adaptive")
+    reduce_tokens(model, in_blocks, keep_rate=way.keep)  # type: ignore[arg-type]
     if way.method == "random":
-        model.scorer.forward = random_scores  # type: ignore[union-attr]
+        model.scorer.forward = random_scores  # type: ignore[method-assign, assignment]
     elif "forward" in vars(model.scorer):
-        del model.scorer.forward  # type: ignore[union-attr]
+        del model.scorer.forward
 
 
 def random_scores(x_BDhw: torch.Tensor) -> torch.Tensor:
@@ -164,6 +185,32 @@ def margins(model: nn.Module, x_NCHW: torch.Tensor, *, mirror: bool) -> np.ndarr
     return np.concatenate(parts)
 
 
+def adaptive_cost(model: nn.Module, x_NCHW: torch.Tensor, *, mirror: bool) -> dict[str, Any]:
+    """What the adaptive mode ran: mean over the images, and over their mirror images where those were asked too.
+
+    An image runs what the model runs at the rate of its bucket, so multiply-adds are counted once per bucket.
+    """
+    assert isinstance(model, TokenPruned)
+    kept: list[int] = []
+    with torch.inference_mode():
+        for x_BCHW in x_NCHW.split(64):
+            for view_BCHW in (x_BCHW, x_BCHW.flip(-1)) if mirror else (x_BCHW,):
+                taps: Taps = {}
+                model(view_BCHW, taps)
+                kept += taps["kept"].value.sum(dim=1).int().tolist()
+    tokens, macs, images = taps["kept"].value.shape[1], {}, {}
+    for rate in BUCKETS:
+        model.set_keep(rate, adaptive=False)
+        count = keep_count(tokens, rate)
+        macs[count] = count_macs(model, x_NCHW.shape[1], tuple(x_NCHW.shape[2:]))
+        images[str(rate)] = round(kept.count(count) / len(kept), 4)
+    return {
+        "macs": round(float(np.mean([macs[count] for count in kept]))),
+        "kept_share": round(float(np.mean(kept)) / tokens, 4),
+        "share_of_images_at_rate": images,
+    }
+
+
 def speed(bundle: Bundle) -> dict[str, float]:
     """Of the exported network, as its bundle measured it."""
     found = bundle.document["latency"]["milliseconds_per_image_at_batch"]
@@ -173,13 +220,15 @@ def speed(bundle: Bundle) -> dict[str, float]:
 def summary() -> dict[str, Any]:
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     ours = [one for one in found if one["name"] == "token_pruned"]
-    rows = {}
-    for label in WAYS:
+    rows: dict[str, dict[str, Any]] = {}
+    for label in [label for label in WAYS if ours and all(label in o["ways"] for o in ours)]:
         rows[label] = {
             "auc": mean_and_sd([float(auc(rank(np.array(o["labels"]) == 1, margin(o, label)))) for o in ours]),
             "accuracy": mean_and_sd([accuracy(o, label) for o in ours]),
-            "macs": ours[0]["ways"][label]["macs"],
+            "macs": round(float(np.mean([o["ways"][label]["macs"] for o in ours]))),
         }
+        if "kept_share" in ours[0]["ways"][label]:
+            rows[label]["kept_share"] = mean_and_sd([o["ways"][label]["kept_share"] for o in ours])
         if label != "all tokens":
             pairs = [(table(o, label), table(o, "all tokens")) for o in ours]
             rows[label]["auc_minus_all_tokens"] = seeds_difference(pairs, "auc", resamples=2000, seed=0)["difference"]
@@ -187,6 +236,14 @@ def summary() -> dict[str, Any]:
         one["name"]: {
             **{k: one[k] for k in ("parameters", "best_training_accuracy", "images_per_second", "minutes")},
             "test": one["test_metrics_at_recipe"],
+            "ways": {
+                label: {
+                    "auc": round(float(auc(rank(np.array(one["labels"]) == 1, margin(one, label)))), 4),
+                    "macs": way["macs"],
+                }
+                for label, way in one["ways"].items()
+                if one["name"] != "token_pruned"  # its ways are the rows, over all seeds
+            },
         }
         for one in found
         if one["seed"] == 0
@@ -226,7 +283,7 @@ def main() -> None:
     parser.add_argument("step", choices=("run", "summary"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--baselines", action="store_true", help="ResNet-18 and ViT-Small too")
+    parser.add_argument("--baselines", action="store_true", help="ResNet-18, ViT-Small and DynamicViT too")
     parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "token_accuracy")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
     arguments = parser.parse_args()

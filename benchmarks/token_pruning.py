@@ -35,12 +35,17 @@ from medloom.models.registry import create_model
 from medloom.workflows.environment import cpu_name
 
 RUNTIMES = ("eager", "onnxruntime", "openvino")
+OWN_RATE = ("gate", "predictors")
 SIZE = 224
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to save tokens: a model, and what is done to it; ``goal`` is the least speed-up asked of it."""
+    """One way to save tokens: a model, and what is done to it; ``goal`` is the least speed-up asked of it.
+
+    Methods: ``gate`` and ``predictors`` are models with a keep rate, whose twin is themselves at rate 1 (DynamicViT
+    then leaves its predictors out); ``evit`` and ``tome`` are put into a ViT.
+    """
 
     model: str
     keep: float
@@ -58,6 +63,7 @@ ROWS = {
     "ResNet-18 stem, 6 blocks, keep 0.5": Row(
         "token_pruned", 0.5, options={"trunk": "resnet18", "depth": 6}
     ),
+    "DynamicViT 0.7": Row("dynamic_vit", 0.7, method="predictors"),
     "ViT-S, EViT 0.7": Row("vit_small", 0.7, method="evit"),
     "ViT-S, EViT 0.5": Row("vit_small", 0.5, method="evit"),
     "ViT-S, ToMe to 0.2": Row("vit_small", 0.2, method="tome"),
@@ -83,10 +89,12 @@ def build(row: Row) -> tuple[nn.Module, nn.Module]:
     for keep, second in ((1.0, 1.0), (row.keep, row.second)):
         torch.manual_seed(0)
         options = dict(row.options)
+        if row.method in OWN_RATE:
+            options |= {"keep_rate": keep}
         if row.method == "gate":
-            options |= {"keep_rate": keep, "second_keep": second}
+            options |= {"second_keep": second}
         model = create_model(row.model, num_classes=2, in_chans=1, image_size=SIZE, **options)
-        if row.method != "gate" and keep < 1.0:
+        if row.method not in OWN_RATE and keep < 1.0:
             reduce_tokens(model, row.method, keep_rate=keep)  # type: ignore[arg-type]
         pair.append(model.eval())
     return pair[0], pair[1]

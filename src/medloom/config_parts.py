@@ -170,6 +170,9 @@ class TokensConfig(Part):
     mask_weight: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="weight of the masks as the goal of the scores, for images that have one"
     )
+    ratio_weight: Annotated[float, Field(ge=0)] = Field(
+        default=2.0, description="weight of the kept shares' distance from their goals, in models that predict tokens"
+    )
     attention_weight: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
         description="weight of the teacher's CLS attention as the goal of the scores; needs distill.teacher",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medloom.blocks import attention
-from medloom.blocks.attention import attend
+from medloom.blocks.attention import Attention, attend
 
 
 def gradients(function: object, dtype: torch.dtype, tokens: int = 50) -> tuple[Tensor, ...]:
@@ -51,3 +51,17 @@ def test_the_kernel_is_left_only_where_it_is_slow(
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
     attend(*(torch.randn(1, 1, tokens, 8, dtype=dtype, requires_grad=training) for _ in range(3)))
     assert bool(calls) == fused
+
+
+def test_masked_attention_is_attention_among_the_present_and_tells_what_an_absent_token_would_change() -> None:
+    torch.manual_seed(0)
+    layer, x_BND = Attention(16, num_heads=2), torch.randn(2, 6, 16)
+    present_BN = torch.tensor([[1.0, 0, 1, 1, 0, 1]] * 2, requires_grad=True)
+    there = [0, 2, 3, 5]
+    y_BND = layer.forward_masked(x_BND, present_BN)
+    torch.testing.assert_close(y_BND[:, there], layer(x_BND[:, there]))
+    y_BND[:, 0].square().sum().backward()
+    assert present_BN.grad is not None
+    assert present_BN.grad[:, 1:].all(), "absent ones too"
+    alone_BND = layer.forward_masked(x_BND, torch.zeros(2, 6))
+    torch.testing.assert_close(alone_BND, layer(x_BND.flatten(0, 1)[:, None]).view(2, 6, 16))

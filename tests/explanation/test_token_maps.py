@@ -17,6 +17,7 @@ from medloom.models.registry import create_model, list_models
 SMALL: dict[str, dict[str, Any]] = {
     "token_pruned": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
     "token_pruned_resnet18": {"patch_size": 8, "embed_dim": 32, "num_heads": 2},
+    "dynamic_vit": {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2},
     "hatr": {"trunk": "resnet18", "trunk_stride": 16, "embed_dim": 32, "depth": 1, "num_heads": 2},
     "hatr_conv2d": {"embed_dim": 32, "depth": 1, "num_heads": 2},
     "hatr_resnet50": {"trunk_stride": 16, "embed_dim": 32, "depth": 1, "num_heads": 2},

@@ -60,6 +60,7 @@ CASES = {name: Case() for name in CLASSIFIERS} | {
     "convnext_deit_atto": Case(heavy_export=True),
     "token_pruned": Case(options={"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "second_keep": 0.5}),
     "token_pruned_resnet18": Case(),
+    "dynamic_vit": Case(options={"patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2, "keep_rate": 0.6}),
     "medvit_tiny": Case(settle=True, heavy_export=True),
     "medvit_small": Case(settle=True, heavy_export=True),
     "medvit_base": Case(settle=True, heavy_export=True),

@@ -21,6 +21,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "hatr_conv2d": {"image_size": 64, **SMALL},
     "vit": {"image_size": 32, "patch_size": 8, **SMALL},
     "token_pruned": {"image_size": 64, "patch_size": 8, **SMALL},
+    "dynamic_vit": {"image_size": 64, "patch_size": 8, **SMALL},
     "convnext_deit_atto": {"image_size": 64},
 }
 

@@ -79,6 +79,12 @@ def choosing(classes: int = 2, keep_rate: float = 0.5, dropout: float = 0.0) -> 
     return create_model("token_pruned", num_classes=classes, in_chans=1, keep_rate=keep_rate, dropout=dropout, **sizes)
 
 
+def predicting(classes: int = 2, keep_rate: float = 0.5, dropout: float = 0.0) -> nn.Module:
+    """A DynamicViT at its smallest: 36 tokens of 2 pixels a side, of which it keeps 16, 8 and 8."""
+    sizes = {"image_size": SIZE, "patch_size": 2, "embed_dim": 16, "depth": 4, "num_heads": 2}
+    return create_model("dynamic_vit", num_classes=classes, in_chans=1, keep_rate=keep_rate, dropout=dropout, **sizes)
+
+
 def pixels(n: int, seed: int = 0) -> tuple[DevicePixels, np.ndarray]:
     """Images whose class is the brightness of a spot, with labels; not quite separable."""
     rng = np.random.default_rng(seed)

@@ -145,7 +145,7 @@ def test_layers_of_a_convnext_follow_its_stages() -> None:
     assert depth["network.head.fc.weight"] == depth["network.head.norm.weight"] == 13
 
 
-@pytest.mark.parametrize("name", ["token_pruned", "hatr_conv2d", "vit", "rr_vit", "convnext_deit_atto"])
+@pytest.mark.parametrize("name", ["token_pruned", "dynamic_vit", "hatr_conv2d", "vit", "rr_vit", "convnext_deit_atto"])
 def test_positions_and_tokens_do_not_decay(name: str) -> None:
     options = {"registers": 2, "pool": "map"} if name == "vit" else {}
     with torch.device("meta"):

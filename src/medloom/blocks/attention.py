@@ -67,6 +67,22 @@ class Attention(nn.Module):
         out_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_BHNN)
         return self._project(out_BHNE), k_BHNE.mean(dim=1)
 
+    def forward_masked(self, x_BND: Tensor, present_BN: Tensor) -> Tensor:
+        """Attention to the tokens that are present (1) and to oneself: ``(B, N, D), (B, N) -> (B, N, D)``.
+
+        What the present tokens become is what they would become without the absent ones (0), and there is a gradient to
+        ``present_BN``; nothing is saved.
+
+        Reference: attention masking of Rao et al., arXiv 2106.02034, section 3.3.
+        """
+        q_BHNE, k_BHNE, v_BHNE = self._qkv(x_BND)
+        logits_BHNN = q_BHNE @ k_BHNE.transpose(-2, -1) * q_BHNE.shape[-1] ** -0.5
+        own_NN = torch.eye(x_BND.shape[1], device=x_BND.device)
+        seen_B1NN = present_BN[:, None, None] + (1.0 - present_BN[:, None, None]) * own_NN
+        share_BHNN = logits_BHNN.float().softmax(dim=-1) * seen_B1NN
+        share_BHNN = share_BHNN / share_BHNN.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+        return self._project(share_BHNN.to(v_BHNE.dtype) @ v_BHNE)
+
     def _qkv(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1))
         q_BHNE, k_BHNE, v_BHNE = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -1,7 +1,8 @@
 """What a network did with its tokens, on the grid that they came from: taps of one forward pass become arrays.
 
 They show what was passed on, not why the answer was given: a token may be kept and change nothing, and what was dropped
-reaches the answer through the package token. They have not been tested as an explanation.
+may reach the answer through the package token, or through tokens that saw it before the cut. They have not been tested
+as an explanation.
 
 Shapes: B batch, N cells of a grid; a map is ``(rows, columns)``.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 from medloom.errors import ModelError
 
-MODELS_WITH_MAPS = ("token_pruned", "token_pruned_resnet18", "hatr", "hatr_conv2d", "hatr_resnet50")
+MODELS_WITH_MAPS = ("token_pruned", "token_pruned_resnet18", "dynamic_vit", "hatr", "hatr_conv2d", "hatr_resnet50")
 """Registered models that weigh or choose their tokens."""
 
 

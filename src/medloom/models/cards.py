@@ -229,6 +229,19 @@ CARDS: dict[str, dict[str, str | int]] = {
         "reading": "the ViT is shortened, or the trunk eats what pruning saves",
         "criticism": _PRUNED_CRITICISM,
     },
+    "dynamic_vit": {
+        "summary": "DynamicViT on ViT-S/16: three predictors let 0.7, 0.49 and 0.34 of the patches go on (keep_rate)",
+        "parameters": 22_390_184,
+        "macs": 2_957_488_128,
+        "source": "Rao et al., arXiv 2106.02034; the ViT under vit's and timm's names",
+        "reading": "kept counts in multiples of 8, the goals of the ratio loss too; while training keeps all, "
+        "the ViT learns undisturbed and the predictors learn beside it to keep everything; learns from labels and, "
+        "with distill.teacher, from a teacher's answers, not from its tokens; keep_rate=1 is the ViT without "
+        "predictors",
+        "criticism": "its author finds it slower than the ViT for single images on a GPU, as the predictors are more "
+        "small networks in a row; training is not faster, it masks what answering drops; the published accuracy is "
+        "that of 30 epochs from ImageNet's weights with a teacher",
+    },
     **SEGMENTERS,
 }
 

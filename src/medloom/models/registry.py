@@ -41,6 +41,7 @@ MODELS = {
     "hatr_resnet50": "medloom.models.hatr:hatr_resnet50",
     "token_pruned": "medloom.models.token_pruned:token_pruned",
     "token_pruned_resnet18": "medloom.models.token_pruned:token_pruned_resnet18",
+    "dynamic_vit": "medloom.models.dynamic_vit:dynamic_vit",
     "medvit_tiny": "medloom.models.medvit:medvit_tiny",
     "medvit_small": "medloom.models.medvit:medvit_small",
     "medvit_base": "medloom.models.medvit:medvit_base",

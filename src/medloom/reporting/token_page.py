@@ -12,7 +12,8 @@ from medloom.reporting.wording import NOT_A_DEVICE, plural
 
 MEANING = (
     "This shows what the network passed on, not why it answered as it did: a token that was kept, or weighed heavily, "
-    "may have changed nothing, and one that was dropped still reaches the answer through the mean of the rest. Such "
+    "may have changed nothing, and one that was dropped may still reach the answer, through the mean of the rest "
+    "or through tokens that saw it before the cut. Such "
     f"maps are no explanation: {NO_EXPLANATION}."
 )
 

@@ -72,7 +72,7 @@ def told(shown: Sequence[Picture]) -> str:
         shares = f"{100 * min(kept):.0f} to {100 * max(kept):.0f}" if min(kept) < max(kept) else f"{100 * kept[0]:.0f}"
         text += (
             f" Beside each, the tokens that the model kept ({shares} percent of them); the others are darkened, and "
-            "reach the answer only as one mean."
+            "behind the cut they reach the answer as one mean at most."
         )
     names = _names(shown)
     if not names:

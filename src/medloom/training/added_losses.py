@@ -1,11 +1,12 @@
-"""Losses beside the classification: what a model rebuilds, how it scores its tokens, what a teacher says.
+"""Losses beside the classification: what a model rebuilds, which tokens it chooses, how many, what a teacher says.
 
 Each is a sum over images, so that micro-batches and processes add up to the whole step; each is in the epoch's log
 under its name, as a mean per image and before its weight.
 
 Shape suffixes: B images of a micro-batch, C channels, H height, W width, K classes, N tokens of the grid.
 
-Reference: distillation: Hinton et al., arXiv 1503.02531; multiple instances: Ilse et al., arXiv 1802.04712.
+Reference: distillation: Hinton et al., arXiv 1503.02531; multiple instances: Ilse et al., arXiv 1802.04712; kept
+shares: Rao et al., arXiv 2106.02034.
 """
 
 from __future__ import annotations
@@ -52,6 +53,16 @@ def scores_tokens(model: nn.Module) -> bool:
     return hasattr(model, "scorer")
 
 
+def predicts_tokens(model: nn.Module) -> bool:
+    """Whether predictors between the blocks draw which tokens go on, and must learn how many."""
+    return hasattr(model, "predictors")
+
+
+def chooses_tokens(model: nn.Module) -> bool:
+    """Whether the model has a keep rate at all, by whatever it chooses."""
+    return hasattr(model, "set_keep")
+
+
 def added_losses(
     model: nn.Module,
     recipe: Recipe,
@@ -90,6 +101,10 @@ def added_losses(
         )
         if masks and recipe.tokens.mask_weight > 0:
             added.append(AddedLoss("masks", recipe.tokens.mask_weight, mask_error))
+    if predicts_tokens(model):
+        added.append(
+            AddedLoss("keep_ratio", recipe.tokens.ratio_weight, lambda outputs, batch: keep_ratio_error(outputs))
+        )
     if teacher is not None:
         temperature = recipe.distill.temperature
 
@@ -150,6 +165,14 @@ def mask_error(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
     for side_BN in (inside_BN, 1.0 - inside_BN):
         sides.append((error_BN * side_BN).sum(dim=1) / side_BN.sum(dim=1).clamp_min(1.0))
     return ((sides[0] + sides[1]) * batch.masked_B).sum()
+
+
+def keep_ratio_error(outputs: dict[str, Tensor]) -> Tensor:
+    """Squared distance of the shares that were kept from those that should be, mean over the cuts; summed over B.
+
+    Reference: Rao et al., DynamicViT, arXiv 2106.02034, section 3.3.
+    """
+    return (outputs["kept_share"].float() - outputs["kept_goal"]).square().mean(dim=1).sum()
 
 
 def _attention(model: nn.Module, teacher: nn.Module | None) -> Callable[[dict[str, Tensor], Batch], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medloom.config import Recipe
 from medloom.training import faults
-from medloom.training.added_losses import AddedLoss, scores_tokens
+from medloom.training.added_losses import AddedLoss, chooses_tokens
 from medloom.training.batches import Batch
 from medloom.training.distributed import World, accumulating
 from medloom.training.losses import Loss
@@ -54,7 +54,7 @@ class TrainOutputs(nn.Module):
 
 
 def trained_part(model: nn.Module, *, scorer_alone: bool = False, taught: bool = False) -> nn.Module:
-    """What a step calls: ``train_outputs`` of models that rebuild their input or score tokens, else the model.
+    """What a step calls: ``train_outputs`` of models that rebuild their input or choose tokens, else the model.
 
     Args:
         scorer_alone: ``scorer_outputs`` instead, which leave the blocks out: in that stage nothing there learns.
@@ -63,7 +63,7 @@ def trained_part(model: nn.Module, *, scorer_alone: bool = False, taught: bool =
     if scorer_alone:
         return TrainOutputs(model, "scorer_outputs")
     own_head = taught and getattr(model, "head_dist", None) is not None
-    return TrainOutputs(model, "train_outputs") if reconstructs(model) or scores_tokens(model) or own_head else model
+    return TrainOutputs(model, "train_outputs") if reconstructs(model) or chooses_tokens(model) or own_head else model
 
 
 def outputs_of(net: nn.Module, x_BCHW: Tensor) -> dict[str, Tensor]:

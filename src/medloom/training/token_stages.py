@@ -1,7 +1,8 @@
 """How a model that chooses its tokens is led to few of them: stages, keep rate per step, what learns when.
 
 First, where the recipe asks for it, stem and scorer learn alone. Then everything learns; the scorer stands still for a
-while, so that the blocks get used to a choice that does not move under them. The keep rate starts at 1, falls along a
+while, so that the blocks get used to a choice that does not move under them. Models whose predictors stand between the
+blocks (DynamicViT) have no such stages; the keep rate is then the goal of their draws. It starts at 1, falls along a
 cosine, and ends at the goal; or it is drawn anew for every step, so that one checkpoint serves several rates.
 
 All of it follows from the recipe, the epoch and the step, so a resumed run needs to remember nothing.
@@ -18,7 +19,7 @@ from torch import nn
 
 from medloom.config import Recipe
 from medloom.errors import UsageError
-from medloom.training.added_losses import scores_tokens
+from medloom.training.added_losses import chooses_tokens, scores_tokens
 
 _DRAW = 7
 """Keeps the draws of keep rates apart from those of data order and augmentation."""
@@ -46,7 +47,7 @@ def keep_rate(recipe: Recipe, goal: float | None, total: int, total_steps: int) 
 
 def goal_of(model: nn.Module) -> float | None:
     """The keep rate that the model was built with; None where it chooses no tokens."""
-    return float(model.keep_rate) if scores_tokens(model) else None  # type: ignore[arg-type]
+    return float(model.keep_rate) if chooses_tokens(model) else None  # type: ignore[arg-type]
 
 
 def set_keep(model: nn.Module, rate: float | None) -> None:

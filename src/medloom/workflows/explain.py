@@ -127,7 +127,7 @@ def _set_keep(model: nn.Module, bundle: Bundle, keep: float | None) -> None:
     if not hasattr(model, "set_keep"):
         place = f"model {bundle.document['architecture']['name']}"
         raise UsageError("U208", place, "it keeps all its tokens, so there is no keep rate to set", "Leave --keep out")
-    model.set_keep(keep, adaptive=False)  # type: ignore[operator]
+    model.set_keep(keep)  # type: ignore[operator]
 
 
 @torch.inference_mode()
