@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 import small_runs
 import torch
 from kill_runs import outcome
-from small_runs import Noisy, Plain, build, recipe, run, splits
+from small_runs import Noisy, Plain, build, deliver, recipe, run, splits
 from torch import Tensor
 
 from medloom import files
@@ -29,14 +28,6 @@ from medloom.training import state as states
 from medloom.training.batches import Examples
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def _outlive_a_stray_signal() -> Iterator[None]:
-    """A signal that comes when the run no longer listens fails the test by what the run says, not the whole worker."""
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def kill_many(tmp_path: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -65,7 +56,7 @@ def test_T401_200_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None
 
 @dataclass(frozen=True)
 class Troubled(DevicePixels):
-    """Sends signals to this process, or fails, when the n-th batch is read."""
+    """Has signals come, or fails, when the n-th batch is read."""
 
     at: int = 0
     signals: tuple[signal.Signals, ...] = ()
@@ -76,7 +67,7 @@ class Troubled(DevicePixels):
         self.count[0] += 1
         if self.count[0] == self.at:
             for number in self.signals:
-                os.kill(os.getpid(), number)
+                deliver(number)
             if self.error is not None:
                 raise self.error
         return super().gather(indices)
@@ -129,7 +120,7 @@ def test_T410_signals_during_a_save_let_it_finish(
     def impatient(path: str | Path, data: bytes) -> None:
         if str(path).endswith(".safetensors"):
             for number in (signal.SIGTERM, second, second):
-                os.kill(os.getpid(), number)
+                deliver(number)
             sent.append(path)
         real(path, data)
 
