@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from nifti_files import save
 from PIL import Image
 
@@ -18,9 +23,12 @@ from medloom.data.phantom_masks import write_phantom_masks
 from medloom.data.phantom_volumes import write_phantom_volumes
 from medloom.data.plan import Plan, make_plan
 from medloom.data.plan_memory import STEP, largest_batch, largest_patch, step_gigabytes
+from medloom.data.plan_strides import BEHIND, WINDOWED, plan_strides, stride_factor
 from medloom.data.scan import scan
 from medloom.data.sources import open_dataset
 from medloom.errors import UsageError
+from medloom.models.maxvit_trunk import stage_strides, stage_windows
+from medloom.models.registry import create_model
 from medloom.workflows.plan import plan
 
 Medloom = Callable[..., subprocess.CompletedProcess[str]]
@@ -101,6 +109,79 @@ def test_thick_slices_take_the_finest_tenth(tmp_path: Path) -> None:
     assert recipe.volume.spacing is not None
     assert recipe.volume.spacing[:2] == (0.8, 0.8)
     assert 3.0 <= recipe.volume.spacing[2] < 5.0
+
+
+@pytest.mark.parametrize("model", sorted(BEHIND))
+def test_thick_slices_are_halved_last_and_the_network_takes_it(tmp_path: Path, model: str) -> None:
+    root = cases(tmp_path, (40, 40, 12), [(0.8, 0.8, 4.0)] * 5)
+    made, recipe = planned(root, model=model, memory=40.0)
+    assert recipe.segmentation.patch == (40, 40, 16)
+    options = recipe.model.options
+    # 0.8 and 4 mm, then 1.6 and 4, 3.2 and 4, 6.4 and 8.
+    assert [step[2] for step in options["strides"]][:3] == [1, 1, 2]
+    assert len(options["strides"]) == len(BEHIND[model])
+    assert made.gigabytes > step_gigabytes(model, (40, 40, 16), recipe.train.batch_size)
+    assert made.gigabytes <= 40
+    network = create_model(model, num_classes=2, in_chans=1, image_size=[40, 40, 16], **options)
+    if model in WINDOWED:
+        by_itself = stage_windows(None, (40, 40, 16), stage_strides(options["strides"], 3))
+        assert stage_windows(options["window"], (40, 40, 16), stage_strides(options["strides"], 3)) == by_itself
+    if model in ("unet_3d", "maxvit_unet_3d_tiny", "transunet_3d_tiny"):
+        with torch.no_grad():
+            assert network.eval()(torch.zeros(1, 1, 40, 40, 16)).shape == (1, 2, 40, 40, 16)
+
+
+def test_nearly_cubic_voxels_and_networks_without_the_option_have_no_strides(tmp_path: Path) -> None:
+    root = cases(tmp_path / "a", (40, 40, 12), [(0.8, 0.8, 1.5)] * 5)
+    assert "options" not in planned(root)[0].as_yaml()
+    root = cases(tmp_path / "b", (40, 40, 12), [(0.8, 0.8, 4.0)] * 5)
+    assert "options" not in planned(root, model="swin_unetr", memory=40.0)[0].as_yaml()
+
+
+@pytest.mark.parametrize("model", sorted(BEHIND))
+@given(
+    patch=st.lists(st.integers(2, 16).map(lambda n: 8 * n), min_size=3, max_size=3),
+    spacing=st.lists(st.floats(0.3, 8), min_size=3, max_size=3),
+)
+def test_strides_follow_the_spacing(model: str, patch: list[int], spacing: list[float]) -> None:
+    strides = plan_strides(model, patch, spacing)
+    assert bool(strides) == (max(spacing) >= 2 * min(spacing))
+    length, cells = list(spacing), list(patch)
+    for step in strides:
+        assert 2 in step
+        large = [axis for axis in range(3) if cells[axis] >= 8]
+        for axis in large:
+            thick = length[axis] >= 2 * min(length[a] for a in large)
+            assert (step[axis] == 1) == thick
+        length = [mm * s for mm, s in zip(length, step)]
+        cells = [-(-n // s) for n, s in zip(cells, step)]
+    assert not strides or model in WINDOWED or math.prod(cells) > 1, "one cell leaves instance norm nothing to norm"
+    assert stride_factor(model, strides) >= 1
+
+
+@pytest.mark.parametrize("model", ["unet_3d", "maxvit_unet_3d_tiny"])
+def test_the_memory_of_strides_is_that_of_the_network(model: str) -> None:
+    """Bytes that autograd keeps, with strides and without."""
+    steps = len(BEHIND[model])
+    strides = [[2, 2, 1], [2, 2, 1], *([[2, 2, 2]] * (steps - 2))]
+    kept = [_kept(model, options) for options in ({}, {"strides": strides})]
+    assert kept[1] / kept[0] == pytest.approx(stride_factor(model, strides), rel=0.03)
+    assert kept[0] / 32**3 == pytest.approx(STEP[model][1], rel=0.05)
+
+
+def _kept(model: str, options: dict[str, Any]) -> int:
+    network = create_model(model, num_classes=3, in_chans=1, image_size=[32, 32, 32], **options).train()
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        answer = network(torch.zeros(1, 1, 32, 32, 32))
+    assert answer.shape == (1, 3, 32, 32, 32)
+    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own)
 
 
 def test_a_side_in_a_name_forbids_mirrors(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from medloom.data.phantom import golden_images
 from medloom.data.volumes import Volume
 from medloom.deployment.bundle_segmenter import load_segmenter
 from medloom.workflows.predict import predict
+from series_files import write_series
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -44,44 +44,11 @@ def test_a_second_reader_lays_the_mask_on_its_volume(deep: Path, tmp_path: Path,
         assert len(np.unique(read)) > 1
 
 
-def series(folder: Path, volume: Volume) -> None:
-    """The volume as DICOM slices, numbered backwards and named at random."""
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    folder.mkdir(parents=True)
-    lps = np.diag([-1.0, -1, 1, 1]) @ volume.affine
-    spacing = np.sqrt((lps[:3, :3] ** 2).sum(axis=0))
-    along = lps[:3, :3] / spacing
-    uid, frame = generate_uid(entropy_srcs=[folder.name]), generate_uid(entropy_srcs=["frame"])
-    for k in range(volume.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[folder.name, str(k)])
-        made: Any = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        made.SOPClassUID, made.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        made.SeriesInstanceUID, made.FrameOfReferenceUID, made.StudyInstanceUID = uid, frame, frame
-        made.Modality, made.PatientID, made.InstanceNumber = "CT", "x", 100 - k
-        made.ImagePositionPatient = [float(v) for v in lps[:3, 3] + k * lps[:3, 2]]
-        made.ImageOrientationPatient = [float(v) for v in (*along[:, 0], *along[:, 1])]
-        made.PixelSpacing = [float(spacing[1]), float(spacing[0])]
-        made.SliceThickness = float(spacing[2])
-        made.Rows, made.Columns = volume.shape[1], volume.shape[0]
-        made.BitsAllocated = made.BitsStored = 16
-        made.HighBit, made.PixelRepresentation, made.SamplesPerPixel = 15, 1, 1
-        made.PhotometricInterpretation = "MONOCHROME2"
-        made.RescaleSlope, made.RescaleIntercept = 1, 0
-        made.PixelData = np.ascontiguousarray(volume.array[:, :, k].T).astype("<i2").tobytes()
-        made.save_as(folder / f"{(k * 7) % 100:03d}.dcm", enforce_file_format=True)
-    assert pydicom is not None
-
-
 def test_a_dicom_series_gets_a_nifti_on_its_own_grid(deep: Path, tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     volume = a_volume()
     for name in ("ct", "again"):
-        series(tmp_path / "study" / name, volume)
+        write_series(tmp_path / "study" / name, volume)
     done = predict(deep, [tmp_path / "study"], out=tmp_path / "out")
     assert sorted(row["mask"] for row in rows(tmp_path / "out")) == ["again_mask.nii.gz", "ct_mask.nii.gz"]
     assert done.values["passed_over"] == 0
@@ -99,7 +66,7 @@ def test_a_dicom_series_gets_a_nifti_on_its_own_grid(deep: Path, tmp_path: Path)
 
 
 def test_a_damaged_slice_refuses_its_folder_and_not_the_rest(deep: Path, tmp_path: Path) -> None:
-    series(tmp_path / "in" / "ct", a_volume())
+    write_series(tmp_path / "in" / "ct", a_volume())
     store(tmp_path / "in" / "v.nii.gz", a_volume())
     broken = tmp_path / "in" / "ct" / "007.dcm"
     broken.write_bytes(broken.read_bytes()[:-60])
@@ -122,7 +89,9 @@ def test_a_turned_photograph_gets_a_mask_as_it_is_seen(flat: Path, tmp_path: Pat
 
 
 def test_M217_a_radiograph_of_oblong_pixels_says_where_its_mask_lies(flat: Path, tmp_path: Path) -> None:
-    series(tmp_path / "xr", Volume(golden_images(1, 60, 3)[0].T[:, :, None].astype(np.int16), np.diag([1.0, 2, 1, 1])))
+    write_series(
+        tmp_path / "xr", Volume(golden_images(1, 60, 3)[0].T[:, :, None].astype(np.int16), np.diag([1.0, 2, 1, 1]))
+    )
     answer = load_segmenter(flat).segment(tmp_path / "xr" / "000.dcm")[0]
     assert answer.mask is not None
     assert answer.mask.shape == (120, 60)

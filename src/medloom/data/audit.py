@@ -111,8 +111,8 @@ def gate(found: Audit, accept: Collection[str] = ()) -> None:
 
 
 def _exclusions(scan: Scan, config: DataConfig) -> list[Finding]:
-    """D101-D112: one finding per code; all refuse once their share passes the limit, D114 and the N-codes always do: a
-    mask that does not fit its image is a mistake in the data, and not a broken file."""
+    """D101-D112: one finding per code; all refuse once their share passes the limit, D114, M220 and the N-codes always
+    do: a mask that does not fit its image, or two series for one, is a mistake in the data, and not a broken file."""
     total = len(scan.dataset) + len(scan.excluded)
     share = len(scan.excluded) / total
     over = share > config.exclude_limit
@@ -120,7 +120,7 @@ def _exclusions(scan: Scan, config: DataConfig) -> list[Finding]:
     findings = []
     for code, count in sorted(Counter(e.code for e in scan.excluded).items()):
         own = [e for e in scan.excluded if e.code == code]
-        severity: Severity = "refuse" if over or code == "D114" or code[0] == "N" else "warn"
+        severity: Severity = "refuse" if over or code in ("D114", "M220") or code[0] == "N" else "warn"
         title = f"{count} images excluded: {own[0].problem}" + (f" ({limit})" if over else "")
         findings.append(
             Finding(code, severity, title, count, tuple(f"{e.id}: {e.problem}" for e in own[:MOST_EXAMPLES]),

@@ -70,7 +70,11 @@ def build_cases(
     if not len(dataset):
         raise DataError("D115", dataset.name, "no cases", "Check the path and the excluded files")
     directory = Path(directory)
-    rows = [[r.pixel_hash, r.mask_hash or sha256_file(dataset.root / str(r.mask))] for r in dataset.records]
+    rows = [
+        # The spacing, as equal voxels of another size are resampled otherwise.
+        [r.pixel_hash, r.mask_hash or sha256_file(dataset.root / str(r.mask)), list(r.spacing or ())]
+        for r in dataset.records
+    ]
     key = sha256_json({"format": FORMAT, "values": dataset.label_values, "decides": decides, "rows": rows})
     folder = directory / f"cases-{key[:32]}"
     with building(directory):

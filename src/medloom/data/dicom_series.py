@@ -12,10 +12,10 @@ Reference: DICOM PS3.3 sections C.7.6.1 (image plane), C.7.6.2, C.7.6.16 (functi
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from medloom.data.dicom_header import (
     check_expected,
     header_of,
     instance_hash,
+    may_show_text,
     pixel_format,
     series_hash,
 )
@@ -79,7 +80,7 @@ def group_series(folder: str | Path) -> dict[str, list[Path]]:
         DataError: D114; M211-M214 a damaged file, which could be a slice of any series.
     """
     groups: dict[str, list[Path]] = {}
-    for path in _files(Path(folder)):
+    for path in series_files(Path(folder)):
         stream, header = _open(path, str(path))
         if PIXEL_DATA in stream.elements:
             groups.setdefault(series_hash(header), []).append(path)
@@ -87,13 +88,18 @@ def group_series(folder: str | Path) -> dict[str, list[Path]]:
 
 
 def read_series(
-    source: str | Path | Sequence[Path], *, expect: Mapping[str, Sequence[str]] | None = None, place: str | None = None
+    source: str | Path | Sequence[Path],
+    *,
+    expect: Mapping[str, Sequence[str]] | None = None,
+    burned_in: Literal["exclude", "keep"] = "keep",
+    place: str | None = None,
 ) -> Volume:
     """Read one series.
 
     Args:
         source: a folder with one series in it, one file, or the files of a series (see ``group_series``).
         expect: ``modality``, ``body_part``, ``view`` to what is taken, as in ``dicom.read_dicom``.
+        burned_in: ``exclude`` refuses slices that may show text (M216), which a model could learn.
         place: how errors name it.
 
     Returns:
@@ -106,16 +112,19 @@ def read_series(
     """
     paths, place = _paths(source, place)
     planes: list[Slice] = []
-    series: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for path in paths:
         stream, header = _open(path, f"{place}/{path.name}" if len(paths) > 1 else place)
         if PIXEL_DATA not in stream.elements and len(paths) > 1:
             continue
-        series[series_hash(header)] += 1
-        if len(series) > 1:
-            told = f"holds several series ({', '.join(str(n) for n in series.values())} images so far)"
+        first.setdefault(series_hash(header), "/".join(path.parts[-2:]))
+        if len(first) > 1:
+            told = f"holds two series, that of {' and that of '.join(first.values())}"
             raise DataError("M220", place, told, "Give the folder of one series")
         check_expected(header, expect or {})
+        if burned_in == "exclude" and may_show_text(header):
+            told = "text may be burned into the pixels: the file says so, or is of a kind that often has"
+            raise DataError("M216", header.place, told, "Look at it; where there is none, set data.burned_in=keep")
         planes += _slices(stream, header)
         if planes[0].values.size * len(planes) > MAX_VOXELS or len(planes) > MAX_SLICES:
             raise DataError("M213", place, f"more than {MAX_SLICES} slices or {MAX_VOXELS:,} voxels", "Split it")
@@ -257,10 +266,12 @@ def _paths(source: str | Path | Sequence[Path], place: str | None) -> tuple[list
         paths = [Path(path) for path in source]
         return paths, place or (paths[0].parent.name if paths else "series")
     path = Path(source)
-    return (_files(path) if path.is_dir() else [path]), place or str(source)
+    return (series_files(path) if path.is_dir() else [path]), place or str(source)
 
 
-def _files(folder: Path) -> list[Path]:
+def series_files(folder: Path) -> list[Path]:
+    """The DICOM files below a folder, in a stable order; D114 a folder that cannot be read."""
+
     def refuse(problem: OSError) -> None:
         told = f"cannot be read ({problem.strerror})"
         raise DataError("D114", problem.filename or folder, told, "Correct its permissions") from None

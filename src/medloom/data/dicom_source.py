@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medloom.config import DataConfig
 from medloom.data.dicom import is_dicom_file, read_patient
+from medloom.data.dicom_series import series_files
 from medloom.data.folders import listed
 from medloom.data.formats import DICOM_SUFFIXES, SUFFIXES
 from medloom.data.records import Dataset, Record
@@ -29,7 +30,7 @@ def only_dicom(dataset: Dataset) -> Dataset:
     kept: list[Record] = []
     others: list[Record] = []
     for record in dataset.records:
-        (kept if is_dicom_file(dataset.root / record.path) else others).append(record)
+        (kept if _is_dicom(dataset.root / record.path) else others).append(record)
     if not others:
         return dataset
     notice = f"[D102] {len(others)} files are not DICOM and were left out: {listed([r.path for r in others])}"
@@ -44,7 +45,7 @@ def all_dicom(dataset: Dataset) -> bool:
     paths = list(dict.fromkeys(record.path for record in dataset.records))
     if any(os.path.splitext(path)[1].lower() in pictures for path in paths):  # noqa: PTH122
         return False
-    return all(is_dicom_file(dataset.root / path) for path in paths)
+    return all(_is_dicom(dataset.root / path) for path in paths)
 
 
 def assign_dicom_patients(dataset: Dataset, config: DataConfig) -> Dataset:
@@ -58,7 +59,7 @@ def assign_dicom_patients(dataset: Dataset, config: DataConfig) -> Dataset:
     for path in dict.fromkeys(record.path for record in dataset.records):
         found[path] = None
         with contextlib.suppress(DataError):  # the scan will say why
-            found[path] = read_patient(dataset.root / path, path, key)
+            found[path] = _patient_of(dataset.root / path, path, key)
     known = {patient for patient in found.values() if patient is not None}
     notices = [f"patients are {len(known)} hashes of the ids in the DICOM files"]
     if config.patient == "auto" and len(known) == 1 and len(found) >= MANY:
@@ -70,6 +71,17 @@ def assign_dicom_patients(dataset: Dataset, config: DataConfig) -> Dataset:
         notices = []
     records = tuple(replace(record, patient=found[record.path]) for record in dataset.records)
     return replace(dataset, records=records, notices=(*dataset.notices, *notices))
+
+
+def _is_dicom(path: Path) -> bool:
+    """Of a file by its first bytes; of the folder of a series by what lies in it."""
+    return bool(series_files(path)) if path.is_dir() else is_dicom_file(path)
+
+
+def _patient_of(path: Path, place: str, key: bytes | None) -> str | None:
+    """Of a series the first patient that a file of it names: slices of one series are of one."""
+    files = series_files(path) if path.is_dir() else [path]
+    return next((patient for file in files if (patient := read_patient(file, place, key)) is not None), None)
 
 
 def _read_key(path: str) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medloom.data.images import decode_mask
 from medloom.data.records import Dataset, Record
-from medloom.data.volumes import Volume, is_volume, read_nifti, require_same_grid
+from medloom.data.volumes import Volume, in_order_of, is_volume, read_nifti, require_same_grid
 from medloom.errors import DataError
 
 MOST_VALUES = 64
@@ -49,6 +49,8 @@ def volume_labels(dataset: Dataset, record: Record, image: Volume, prefer: str =
     """
     place = str(record.mask)
     mask = read_nifti(dataset.root / place, prefer=prefer, place=place)  # type: ignore[arg-type]
+    if image.kind == "dicom":
+        mask = in_order_of(mask, image)
     require_same_grid(image, mask, place)
     positions = to_positions(mask.array, dataset.label_values, place, "nifti")
     return Volume(positions, mask.affine, mask.kind, mask.header)

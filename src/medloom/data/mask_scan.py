@@ -12,7 +12,8 @@ from medloom.data.images import Image, decode
 from medloom.data.label_maps import picture_labels, volume_labels
 from medloom.data.records import Dataset, Record
 from medloom.data.scan import Exclusion, ImageFacts, Progress, Scan, each, facts_of, pixel_hash
-from medloom.data.volumes import Volume, canonical, is_volume, read_nifti
+from medloom.data.volume_source import is_volume_case, read_case_volume, sizes_below
+from medloom.data.volumes import Volume, canonical
 from medloom.errors import DataError
 
 QUANTILES = (0.5, 50.0, 99.5)
@@ -59,8 +60,8 @@ def scan_masks(
 
     def look(record: Record) -> tuple[Record, ImageFacts, CaseFacts] | Exclusion:
         try:
-            if is_volume(record.path):
-                return _look_at_volume(dataset, record, prefer)
+            if is_volume_case(record):
+                return _look_at_volume(dataset, record, config, prefer)
             return _look_at_picture(dataset, record, config)
         except DataError as problem:
             at = "" if problem.place in (record.id, "volume") else f" ({problem.place})"
@@ -81,10 +82,10 @@ def read_case(dataset: Dataset, record: Record, config: DataConfig, prefer: str 
     """The image of a record of masks: a picture, or a volume in the order of its file.
 
     Raises:
-        DataError: the codes of ``decode`` and ``read_nifti``.
+        DataError: the codes of ``decode`` and ``read_volume``.
     """
-    if is_volume(record.path):
-        return read_nifti(dataset.root / record.path, prefer=prefer, place=record.id)  # type: ignore[arg-type]
+    if is_volume_case(record):
+        return read_case_volume(dataset, record, config, prefer)  # type: ignore[arg-type]
     return decode(dataset, record, config)
 
 
@@ -113,17 +114,19 @@ def _look_at_picture(dataset: Dataset, record: Record, config: DataConfig) -> tu
     return _filled(record, pixel_hash(image.pixels), positions, facts), facts_of(image), facts
 
 
-def _look_at_volume(dataset: Dataset, record: Record, prefer: str) -> tuple[Record, ImageFacts, CaseFacts]:
-    volume = read_nifti(dataset.root / record.path, prefer=prefer, place=record.id)  # type: ignore[arg-type]
+def _look_at_volume(
+    dataset: Dataset, record: Record, config: DataConfig, prefer: str
+) -> tuple[Record, ImageFacts, CaseFacts]:
+    volume = read_case_volume(dataset, record, config, prefer)  # type: ignore[arg-type]
     mask = volume_labels(dataset, record, volume, prefer)
     upright, positions = canonical(volume), canonical(mask).array
     codes = axis_codes(volume.affine)
     facts = _facts(upright.array, positions, upright.shape, upright.spacing, codes, len(dataset.classes))
     if not facts.whole[4] > 0:
         raise DataError("D111", record.id, f"every voxel is {facts.whole[1]:g}", "Leave it out")
-    size_bytes = (dataset.root / record.path).stat().st_size
+    size_bytes = sum(size for _, size in sizes_below(dataset.file(record)))
     shown = to_grey(middle_slice(upright.array), facts.whole[0], facts.whole[2])
-    slice_image = Image(shown, 8, "L", "nifti", size_bytes)
+    slice_image = Image(shown, 8, "L", volume.kind, size_bytes)
     seen = replace(facts_of(slice_image), mode=str(volume.array.dtype))
     return _filled(record, pixel_hash(upright.array), positions, facts), seen, facts
 

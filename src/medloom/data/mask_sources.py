@@ -1,10 +1,11 @@
-"""Images with their masks, as folders or as a table: pictures, or NIfTI volumes in the layouts of nnU-Net and MSD.
+"""Images with their masks, as folders or as a table: pictures, NIfTI volumes in the layouts of nnU-Net and MSD, series.
 
 | layout | split |
 |---|---|
 | ``images/a.png`` ``masks/a.png`` (or ``a_mask.png``, ``labels/``, ``segmentations/``) | none |
 | ``train/images/a.png`` ``train/masks/a.png``, or ``images/train/a.png`` ``masks/train/a.png`` | by folder |
 | ``imagesTr/a_0000.nii.gz`` ``labelsTr/a.nii.gz``, and ``imagesTs/`` with ``labelsTs/`` | Tr train, Ts test, if both |
+| a folder of one DICOM series, ``images/a/*`` or ``images/a/b/*``, for the image of a NIfTI mask | as above |
 | a table with a column of images and one of masks | by its column |
 
 Names of structures come from ``data.classes`` or ``dataset.json``; their numbers from ``data.label_values``,
@@ -15,12 +16,11 @@ of them was meant to be empty nobody can know.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from medloom.config import DataConfig
+from medloom.data.case_places import Place, find_places, mask_stems
 from medloom.data.folders import Walk, left_out_by, listed
-from medloom.data.formats import SUFFIXES as IMAGE_SUFFIXES
 from medloom.data.labels import SPLIT_NAMES
 from medloom.data.records import Dataset, Record
 from medloom.data.structures import settle_structures
@@ -37,33 +37,16 @@ from medloom.data.table_source import (
     splits_in,
 )
 from medloom.data.tables import read_table
-from medloom.data.volumes import SUFFIXES as VOLUME_SUFFIXES
-from medloom.data.volumes import is_volume
 from medloom.errors import DataError
 
-IMAGE_FOLDERS = {"images": "", "image": "", "imagestr": "tr", "imagests": "ts"}
-MASK_FOLDERS = {
-    **{"masks": "", "mask": "", "labels": "", "label": "", "segmentations": ""},
-    **{"labelstr": "tr", "labelsts": "ts"},
-}
 _PART_SPLITS = {"tr": "train", "ts": "test"}
-_MASK_ENDING = re.compile(r"[ _-](masks?|seg|segmentation|labels?|gt)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
 _PAIR_REMEDY = "Bring the missing file, or list the other in data.exclude"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a file stands: ``group`` is its folders without the one that says image or mask."""
-
-    path: str
-    group: tuple[str, ...]
-    stem: str
-
-
-def has_mask_folders(found: Walk) -> bool:
+def has_mask_folders(root: Path, found: Walk) -> bool:
     """Whether a tree has images and masks in folders named for them."""
-    images, masks = _places(found, "auto")
+    images, masks = find_places(root, found, "auto")
     return bool(images) and bool(masks)
 
 
@@ -83,12 +66,12 @@ def open_mask_folder(root: Path, config: DataConfig, found: Walk) -> Dataset:
         DataError: D115 nothing there; D116 volumes and pictures together; N306 several channels of one case; N309 masks
             whose values do not fit; N313 an image or a mask without the other.
     """
-    images, masks = _places(found, config.source)
+    images, masks = find_places(root, found, config.source)
     if not images or not masks:
         missing = "images" if not images else "masks"
         remedy = "Arrange images/ and masks/, imagesTr/ and labelsTr/, or give a table with both columns"
         raise DataError("D115", root, f"no {missing} in a folder named so", remedy)
-    kinds = {is_volume(place.path) for place in (*images, *masks)}
+    kinds = {place.volume for place in (*images, *masks)}
     if len(kinds) > 1:
         raise DataError("D116", root, "volumes and pictures in one data set", "Set data.source to nifti or masks")
     left_out = left_out_by(config)
@@ -126,7 +109,7 @@ def open_mask_table(path: Path, config: DataConfig) -> Dataset:
     split_column = None
     if config.split_column != "none":
         split_column = find_column(table, config.split_column, SPLIT_COLUMNS, "data.split_column")
-    paths = image_paths(table, image_column, root)
+    paths = image_paths(table, image_column, root, folders=True)
     masks = mask_paths(table, mask_column, root, needed=True)
     left_out = left_out_by(config)
     for row, mask in enumerate(masks):
@@ -151,50 +134,22 @@ def open_mask_table(path: Path, config: DataConfig) -> Dataset:
     return Dataset(name, root, classes, tuple(records), True, tuple(notices), values)
 
 
-def _places(found: Walk, source: str) -> tuple[list[_Place], list[_Place]]:
-    """Images and masks of a tree; a path's last folder that is named so decides."""
-    images: list[_Place] = []
-    masks: list[_Place] = []
-    files: list[str] = [] if source == "nifti" else list(found.images)
-    if source != "masks":
-        files += [path for path in found.others if is_volume(path)]
-    for path in files:
-        *folders, name = path.split("/")
-        suffix = next((s for s in (".nii.gz", *VOLUME_SUFFIXES, *IMAGE_SUFFIXES) if name.lower().endswith(s)), "")
-        stem = name[: len(name) - len(suffix)]
-        for at in reversed(range(len(folders))):
-            word = folders[at].casefold()
-            if word in IMAGE_FOLDERS:
-                images.append(_Place(path, _group(folders, at, IMAGE_FOLDERS[word]), stem))
-                break
-            if word in MASK_FOLDERS:
-                masks.append(_Place(path, _group(folders, at, MASK_FOLDERS[word]), stem))
-                break
-    return images, masks
-
-
-def _group(folders: list[str], at: int, part: str) -> tuple[str, ...]:
-    return (*folders[:at], *([part] if part else []), *folders[at + 1 :])
-
-
-def _part(place: _Place) -> str | None:
+def _part(place: Place) -> str | None:
     """The split that a file's folders name."""
     words = [folder.casefold() for folder in place.group]
     return next((split for w in words if (split := _PART_SPLITS.get(w) or SPLIT_NAMES.get(w))), None)
 
 
-def _pair(
-    images: list[_Place], masks: list[_Place], excluded: list[_Place]
-) -> tuple[list[tuple[_Place, str]], list[str]]:
+def _pair(images: list[Place], masks: list[Place], excluded: list[Place]) -> tuple[list[tuple[Place, str]], list[str]]:
     """Image and mask of equal group and stem; what is left over on either side is refused, but for unlabelled tests."""
     by_key: dict[tuple[tuple[str, ...], str], str] = {}
     for mask in masks:
-        for stem in dict.fromkeys((mask.stem, _MASK_ENDING.sub("", mask.stem))):
+        for stem in mask_stems(mask):
             other = by_key.setdefault((mask.group, stem), mask.path)
             if other != mask.path:
                 raise DataError("N313", mask.path, f"two masks of one image, the other is {other}", "Keep one")
     masked_groups = {mask.group for mask in masks}
-    pairs: list[tuple[_Place, str]] = []
+    pairs: list[tuple[Place, str]] = []
     owner: dict[str, str] = {}
     alone: list[str] = []
     unlabelled: list[str] = []
@@ -206,7 +161,7 @@ def _pair(
             continue
         other = owner.setdefault(mask_path, image.path)
         if other != image.path:
-            if _CHANNEL.search(image.stem) and is_volume(image.path):
+            if _CHANNEL.search(image.stem) and image.volume:
                 told = f"several channels of one case, {other} and this one, where one is read"
                 raise DataError("N306", image.path, told, "Keep the channel that is meant, or list the others")
             raise DataError("N313", image.path, f"two images of one mask, the other is {other}", "Keep one")
@@ -225,8 +180,8 @@ def _pair(
     return pairs, notices
 
 
-def _mask_of(image: _Place, by_key: dict[tuple[tuple[str, ...], str], str]) -> str | None:
+def _mask_of(image: Place, by_key: dict[tuple[tuple[str, ...], str], str]) -> str | None:
     found = by_key.get((image.group, image.stem))
-    if found is None and is_volume(image.path):
+    if found is None and image.volume:
         found = by_key.get((image.group, _CHANNEL.sub("", image.stem)))
     return found

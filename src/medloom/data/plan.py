@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from medloom.data.plan_memory import LARGEST_PICTURE, STEP, half_gigabytes, largest_batch, largest_patch, step_gigabytes
+from medloom.data.plan_strides import APART, WINDOWED, plan_strides, plan_window
 from medloom.data.scan import Scan
 from medloom.errors import UsageError
 
@@ -83,10 +84,12 @@ def make_plan(scan: Scan, *, model: str | None = None, memory: float = 4.0, data
         raise UsageError("U204", "--model", f"{name} is no segmenter of these data", f"Choose one of {fit}")
     grid = _volume_grid(scan) if dims == 3 else _picture_grid(scan)
     shape = grid.shape
-    patch = largest_patch(name, shape, memory)
+    spacing = tuple(grid.facts.get("spacing", ()))
+    patch = largest_patch(name, shape, memory, spacing)
     training = _training_cases(scan, data or {})
-    batch = largest_batch(name, patch, memory, training * math.prod(shape), training)
-    gigabytes = step_gigabytes(name, patch, batch)
+    batch = largest_batch(name, patch, memory, training * math.prod(shape), training, spacing)
+    gigabytes = step_gigabytes(name, patch, batch, spacing)
+    half = half_gigabytes(name, patch, batch, spacing)
     facts = {**grid.facts, "patch": list(patch), "batch_size": batch, "memory_gb": round(gigabytes, 2), "model": name}
     size = Choice(
         "preprocess.size", list(patch), "pixels of the median image" + ("" if patch == shape else ", as memory allows")
@@ -98,9 +101,10 @@ def make_plan(scan: Scan, *, model: str | None = None, memory: float = 4.0, data
         *([size] if dims == 2 else []),
         *grid.choices,
         Choice("model.name", name, why),
+        *(_options(name, patch, spacing) if spacing else []),
         *_changes(scan, dims),
         *_segmentation(scan, dims, patch, shape),
-        *_training(name, patch, batch, gigabytes, training),
+        *_training(batch, gigabytes, half, training),
     )
     return Plan(choices, gigabytes, facts)
 
@@ -184,6 +188,18 @@ def _picture_grid(scan: Scan) -> _Grid:
     )
 
 
+def _options(name: str, patch: tuple[int, ...], spacing: tuple[float, ...]) -> list[Choice]:
+    """Strides for thick slices, and windows that divide the maps which they lead to."""
+    strides = plan_strides(name, patch, spacing)
+    if not strides:
+        return []
+    options: dict[str, Any] = {"strides": [list(step) for step in strides]}
+    if name in WINDOWED:
+        options["window"] = list(plan_window(patch, strides))
+    why = f"voxels are {max(spacing) / min(spacing):.2g} times as long as wide: halved only below {APART:g} times"
+    return [Choice("model.options", options, why)]
+
+
 def _training_cases(scan: Scan, given: dict[str, Any]) -> int:
     """Cases to train on, once the parts that the data do not bring are set aside."""
     count = float(sum(r.split not in ("val", "test") for r in scan.dataset.records))
@@ -257,10 +273,9 @@ def _segmentation(scan: Scan, dims: int, patch: tuple[int, ...], shape: tuple[in
     return choices
 
 
-def _training(name: str, patch: tuple[int, ...], batch: int, gigabytes: float, training: int) -> list[Choice]:
+def _training(batch: int, gigabytes: float, half: float, training: int) -> list[Choice]:
     steps = max(1, training // batch)
     epochs = int(min(200, max(20, round(3000 / steps))))
-    half = half_gigabytes(name, patch, batch)
     why = f"{gigabytes:.2g} GB for a step in float32, about {half:.2g} in bfloat16 (estimate)"
     return [
         Choice("train.epochs", epochs, f"about 3,000 steps at {steps} an epoch, between 20 and 200 epochs"),

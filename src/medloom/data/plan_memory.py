@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from medloom.data.plan_strides import plan_strides, stride_factor
 from medloom.errors import UsageError
 
-STEP: dict[str, tuple[int, int, float]] = {
+STEP: dict[str, tuple[int, float, float]] = {
     "unet": (2, 2440, 7.8e6),
     "maxvit_unet": (2, 10460, 37.4e6),
     "maxvit_unet_mini": (2, 5150, 7.7e6),
@@ -34,19 +36,25 @@ BATCH_SHARE = 0.05
 """Of all voxels to train on: what nnU-Net lets a batch hold at most."""
 
 
-def step_gigabytes(model: str, patch: tuple[int, ...], batch: int) -> float:
-    """Memory of one training step in float32: activations, weights, gradients and Adam's two moments."""
+def step_gigabytes(model: str, patch: tuple[int, ...], batch: int, spacing: Sequence[float] = ()) -> float:
+    """Memory of one training step in float32: activations, weights, gradients and Adam's two moments.
+
+    Args:
+        spacing: mm of a voxel, for the strides that ``plan_strides`` gives its patch; left out, all axes are halved.
+    """
     _, per_voxel, parameters = STEP[model]
+    if spacing:
+        per_voxel *= stride_factor(model, plan_strides(model, patch, spacing))
     return (OVERHEAD * per_voxel * math.prod(patch) * batch + 16 * parameters) / 1e9
 
 
-def half_gigabytes(model: str, patch: tuple[int, ...], batch: int) -> float:
+def half_gigabytes(model: str, patch: tuple[int, ...], batch: int, spacing: Sequence[float] = ()) -> float:
     """The same where activations are bfloat16."""
     states = 16 * STEP[model][2] / 1e9
-    return (step_gigabytes(model, patch, batch) - states) / 2 + states
+    return (step_gigabytes(model, patch, batch, spacing) - states) / 2 + states
 
 
-def largest_patch(model: str, shape: tuple[int, ...], memory: float) -> tuple[int, ...]:
+def largest_patch(model: str, shape: tuple[int, ...], memory: float, spacing: Sequence[float] = ()) -> tuple[int, ...]:
     """The median case rounded up to what networks halve often, shrunk along its longest axis until a step fits.
 
     Raises:
@@ -56,23 +64,25 @@ def largest_patch(model: str, shape: tuple[int, ...], memory: float) -> tuple[in
     step = 8 if len(shape) == 3 else 32
     patch = [min(most, max(least, step * math.ceil(n / step))) for n in shape]
     smallest = 2 if len(shape) == 3 else 4
-    while step_gigabytes(model, tuple(patch), smallest) > memory:
+    while step_gigabytes(model, tuple(patch), smallest, spacing) > memory:
         longest = max(range(len(patch)), key=lambda a: (patch[a] > least, patch[a] / shape[a], patch[a]))
         if patch[longest] - step < least:
-            need = step_gigabytes(model, tuple(patch), smallest)
+            need = step_gigabytes(model, tuple(patch), smallest, spacing)
             told = f"{model} takes {need:.1f} GB with {' x '.join(map(str, patch))} and a batch of {smallest}"
             raise UsageError("U229", "--memory", told, "Allow more with --memory, or choose a smaller --model")
         patch[longest] -= step
     return tuple(patch)
 
 
-def largest_batch(model: str, patch: tuple[int, ...], memory: float, voxels: int, cases: int) -> int:
+def largest_batch(
+    model: str, patch: tuple[int, ...], memory: float, voxels: int, cases: int, spacing: Sequence[float] = ()
+) -> int:
     """At least 2; more while memory, a twentieth of all ``voxels`` and a quarter of the ``cases`` allow."""
     most = MOST_BATCH[len(patch)]
     batch = 2
     while (
         batch < min(most, max(2, cases // 4))
-        and step_gigabytes(model, patch, batch + 1) <= memory
+        and step_gigabytes(model, patch, batch + 1, spacing) <= memory
         and (batch + 1) * math.prod(patch) <= max(BATCH_SHARE * voxels, 2 * math.prod(patch))
     ):
         batch += 1

@@ -20,6 +20,7 @@ from medloom.data.tables import SUFFIXES as TABLE_SUFFIXES
 from medloom.errors import DataError
 
 _MASKED = ("masks", "nifti")
+_EITHER = ("auto", "dicom")
 _TABLE_NAMES = ("table", "labels", "metadata", "index", "records", "data")
 
 
@@ -74,7 +75,7 @@ def _open_directory(root: Path, config: DataConfig) -> Dataset:
     files = [root / name for name in found.others if "/" not in name]
     tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
     chosen = _one_table([table for table in tables if looks_like_table(table, config)])
-    if chosen is None and (config.source in _MASKED or (config.source == "auto" and has_mask_folders(found))):
+    if chosen is None and (config.source in _MASKED or (config.source in _EITHER and has_mask_folders(root, found))):
         return open_mask_folder(root, config, found)
     if chosen is not None and config.source in _MASKED:
         return open_mask_table(chosen, config)
@@ -94,7 +95,7 @@ def _open_directory(root: Path, config: DataConfig) -> Dataset:
 
 
 def _open_table(path: Path, config: DataConfig) -> Dataset:
-    if config.source in _MASKED or (config.source == "auto" and holds_masks(path, config)):
+    if config.source in _MASKED or (config.source in _EITHER and holds_masks(path, config)):
         return open_mask_table(path, config)
     return open_table(path, config)
 

@@ -162,8 +162,12 @@ def _wide_words(table: Table, row: int, wide: dict[str, str], config: DataConfig
     return tuple(words)
 
 
-def image_paths(table: Table, column: str, root: Path) -> list[str]:
-    """Paths below the root, each a regular file, each once."""
+def image_paths(table: Table, column: str, root: Path, *, folders: bool = False) -> list[str]:
+    """Paths below the root, each a regular file, each once.
+
+    Args:
+        folders: take a folder for an image too, that of a DICOM series.
+    """
     inside: dict[str, bool] = {}
     first: dict[str, int] = {}
     missing, paths = [], []
@@ -183,7 +187,7 @@ def image_paths(table: Table, column: str, root: Path) -> list[str]:
             inside[folder] = (root / folder).resolve().is_relative_to(root)
         if not inside[folder] or (stat.S_ISLNK(facts.st_mode) and not (root / path).resolve().is_relative_to(root)):
             raise DataError("D113", table.place(row), f"{path} leads out of {root.name}", "Move it there")
-        if not (root / path).is_file():
+        if not (root / path).is_file() and not (folders and path != "." and (root / path).is_dir()):
             raise DataError("D116", table.place(row), f"{path} is not a file", "Correct the path")
         paths.append(path)
     if missing:

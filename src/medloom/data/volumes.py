@@ -136,6 +136,16 @@ def require_same_grid(image: Volume, mask: Volume, place: str) -> None:
         raise DataError("N309", place, f"the mask lies up to {apart:.4g} mm beside its image", remedy)
 
 
+def in_order_of(mask: Volume, image: Volume) -> Volume:
+    """The mask with its axes in the order of the image's file: voxels move, none changes.
+
+    A DICOM series has no order of its own, and programs write the masks of one with rows or slices turned either way.
+    """
+    turn = orientation_of(np.linalg.inv(image.stored_affine) @ mask.affine)
+    affine = canonical_affine(mask.affine, mask.shape, turn)
+    return replace(mask, array=turn.to_canonical(mask.array), affine=affine, header=b"")
+
+
 def write_nifti(path: str | Path, labels: np.ndarray, like: Volume) -> None:
     """Write a mask, whole or not at all; ``.gz`` in the name packs it.
 

@@ -15,14 +15,13 @@ from scipy.special import softmax
 
 from medloom.data.case_answer import Windows, answer_case, answer_slabs
 from medloom.data.case_restore import Case, Grid, planes, restore_case, restore_slabs, to_pixels
-from medloom.data.dicom import is_dicom_file
 from medloom.data.dicom_pixels import SQUARED
-from medloom.data.dicom_series import read_series
 from medloom.data.images import Image
 from medloom.data.largest_piece import keep_largest
 from medloom.data.modes import BURNED_IN
 from medloom.data.preprocess import Preprocess
-from medloom.data.volumes import Volume, read_nifti
+from medloom.data.volume_source import read_volume
+from medloom.data.volumes import Volume
 from medloom.deployment.runtime import TEXT_NOTICE, Picture, Runtime, open_image
 from medloom.errors import DataError
 
@@ -175,20 +174,3 @@ class SegmentPipeline:
         return Segmentation(
             name, answer.mask, answer.structures, answer.unit, answer.volume, chances_KS, notice=answer.notice
         )
-
-
-def read_volume(
-    source: str | Path | Sequence[Path],
-    *,
-    prefer: Literal["refuse", "sform", "qform"] = "refuse",
-    expect: Mapping[str, Sequence[str]] | None = None,
-    place: str | None = None,
-) -> Volume:
-    """A volume from a NIfTI file, or from a DICOM series: its folder, its files, or one file of many frames.
-
-    Raises:
-        DataError: the codes of ``read_nifti`` and ``read_series``.
-    """
-    if isinstance(source, str | Path) and not (Path(source).is_dir() or is_dicom_file(source)):
-        return read_nifti(source, prefer=prefer, place=place)
-    return read_series(source, expect=expect, place=place)

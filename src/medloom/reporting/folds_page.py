@@ -1,4 +1,4 @@
-"""The page of cross-validation: every fold, how far they lie apart, and all cases together."""
+"""The page of cross-validation: every fold, how far they lie apart, all cases together, and each site."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from medloom.evaluation.case_table import read_cases
 from medloom.files import write_text
 from medloom.reporting import plots_masks
 from medloom.reporting.page import render
+from medloom.reporting.sections_segmentation import site_table
 from medloom.reporting.wording import NOT_A_DEVICE, plural
 
 NAMES = {"dice": "Dice", "hd95": "HD95", "nsd": "surface Dice", "auc": "AUC", "accuracy": "accuracy",
@@ -42,29 +43,34 @@ def folds_html(root: Path, values: Mapping[str, Any]) -> str:
             "fold": fold["fold"],
             "n": fold["n"],
             "cells": [
-                {"entry": fold["metrics"].get(name), "name": name, "path": f"fold{fold['fold']} {name}"}
+                {"entry": fold["metrics"].get(name), "name": name, "path": f"folds.json: folds[{k}].metrics.{name}"}
                 for name in columns
             ],
         }
-        for fold in folds
+        for k, fold in enumerate(folds)
     ]
     plots, together = [], values.get("together")
-    joined = None
+    joined: list[dict[str, Any]] | None = None
+    sites: dict[str, Any] = {"blocks": [], "columns": []}
     if together is not None:
         table = read_cases(root / "cases_test.csv")
         part = together["splits"]["test"]
         trivial = {name: found["metrics"]["dice"].get("baseline") for name, found in part["structures"].items()}
         plots.append({"svg": plots_masks.distribution(table, trivial), "note": NOTE})
+        sites = site_table(part, table.distance_unit, "folds.json: together.splits.test")
         joined = [
             {
                 "name": name,
                 "n": found["metrics"]["dice"]["n"],
                 "cells": [
-                    {"entry": found["metrics"][m], "name": m, "path": f"folds.json together {name} {m}"}
+                    {"entry": found["metrics"][m], "name": m, "path": f"folds.json: {place}.metrics.{m}"}
                     for m in ("dice", "hd95", "nsd")
                 ],
             }
-            for name, found in (("all", part), *part["structures"].items())
+            for name, found, place in (
+                ("all", part, "together.splits.test"),
+                *((s, part["structures"][s], f"together.splits.test.structures.{s}") for s in part["structures"]),
+            )
         ]
     unit = f", {table.distance_unit}" if together is not None else ""
     labels = {**NAMES, "hd95": f"{NAMES['hd95']}{unit}"}
@@ -81,6 +87,7 @@ def folds_html(root: Path, values: Mapping[str, Any]) -> str:
         rows=rows,
         over=[over.get(name) for name in columns],
         joined=joined,
+        sites=sites,
         labels=labels,
         plots=plots,
     )

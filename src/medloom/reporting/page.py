@@ -78,15 +78,20 @@ def interval(entry: dict[str, Any], name: str = "") -> str:
 
 
 def figure(entry: dict[str, Any] | None, name: str, path: str) -> Markup:
-    """A recorded number, readable by people (rounded) and by programs (exact, with its place in metrics.json)."""
+    """A recorded number, readable by people (rounded) and by programs (exact, with its place).
+
+    Args:
+        path: in metrics.json, or ``folds.json: ...``.
+    """
     from markupsafe import Markup
 
     if not entry or entry.get("value") is None:
         why = (entry or {}).get("note") or "not recorded"
         return Markup('<span class="none">{}</span>').format(visible(str(why)))
     value = float(entry["value"])
-    return Markup('<data value="{}" title="metrics.json: {} = {}">{}</data>').format(
-        repr(value), visible(path), repr(value), number(value, name)
+    place = path if path.startswith("folds.json: ") else f"metrics.json: {path}"
+    return Markup('<data value="{}" title="{} = {}">{}</data>').format(
+        repr(value), visible(place), repr(value), number(value, name)
     )
 
 

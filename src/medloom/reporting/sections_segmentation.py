@@ -168,16 +168,27 @@ def _outlined(case: CasePicture, unit: str) -> dict[str, Any]:
 def sites(found: Recorded) -> dict[str, Any]:
     """The same numbers for each site."""
     name, part = split_shown(found)
+    unit = ((found.metrics or {}).get("segmentation") or {}).get("distance_unit", "")
+    return site_table(part, str(unit), f"splits.{name}")
+
+
+def site_table(part: Mapping[str, Any], unit: str, path: str) -> dict[str, Any]:
+    """Rows by site of one split's numbers; no blocks where no site is known.
+
+    Args:
+        part: a split of the metrics of masks.
+        unit: of distances.
+        path: where the split stands in its file.
+    """
     blocks: dict[str, list[dict[str, Any]]] = {}
     for k, row in enumerate(part.get("sites") or []):
-        cells = [_cell(row[m], m, f"splits.{name}.sites[{k}].{m}") for m in _SITE_COLUMNS]
+        cells = [_cell(row[m], m, f"{path}.sites[{k}].{m}") for m in _SITE_COLUMNS]
         label = "all structures" if row["structure"] == "all" else row["structure"]
         line = {"name": label, "n": row["n"], "patients": row["patients"], "cells": cells, "outcomes": row["outcomes"]}
         blocks.setdefault(str(row["site"]), []).append(line)
     for site, lines in blocks.items():
         # With one structure the mean over structures is that one.
         blocks[site] = lines if len(lines) > 2 else lines[1:]
-    unit = ((found.metrics or {}).get("segmentation") or {}).get("distance_unit", "")
     heads = ["Dice", f"HD95, {unit}", "NSD", f"ASSD, {unit}"]
     return {"blocks": [{"site": s, "rows": rows} for s, rows in blocks.items()], "columns": heads}
 

@@ -13,6 +13,7 @@ import yaml
 from medloom.config import Recipe, load_recipe
 from medloom.data.records import Dataset
 from medloom.data.sources import open_dataset
+from medloom.data.volume_source import sizes_below
 from medloom.errors import UsageError
 from medloom.files import RunDirectory, sha256_file, sha256_json
 from medloom.workflows.train import resolve
@@ -208,9 +209,16 @@ def _stamp(dataset: Dataset) -> str:
     if dataset.root.is_file() and dataset.root.suffix == ".npz":
         files = [sha256_file(dataset.root)]
     else:
-        files = [str(path.stat().st_size if (path := dataset.file(r)).exists() else -1) for r in dataset.records]
+        files = [_size(dataset.file(record)) for record in dataset.records]
     rows = [[r.id, list(r.labels), r.split or "", r.patient or ""] for r in dataset.records]
     return sha256_json({"classes": dataset.classes, "files": files, "rows": rows})
+
+
+def _size(path: Path) -> str:
+    """Bytes of a file; of the folder of a series its files with theirs, as a folder's own size says nothing."""
+    if path.is_dir():
+        return sha256_json(sizes_below(path))
+    return str(path.stat().st_size if path.exists() else -1)
 
 
 def _counts(dataset: Dataset, recipe: Recipe) -> dict[str, int]:

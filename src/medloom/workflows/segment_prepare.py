@@ -20,7 +20,8 @@ from medloom.data.records import Dataset, Record, read_csv
 from medloom.data.splits import make_splits
 from medloom.data.structures import require_structures
 from medloom.data.volume_preprocess import VolumePreprocess, pixel_statistics
-from medloom.data.volumes import Volume, is_volume, read_nifti
+from medloom.data.volume_source import is_volume_case, read_case_volume
+from medloom.data.volumes import Volume
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.audit import examine, write_audit
@@ -96,14 +97,14 @@ def check_kind(recipe: Recipe, dataset: Dataset) -> None:
 
 def holds_volumes(dataset: Dataset) -> bool:
     """Whether the cases are volumes and not images."""
-    return is_volume(dataset.records[0].path)
+    return is_volume_case(dataset.records[0])
 
 
 def open_case(dataset: Dataset, record: Record, grid: Grid, config: DataConfig) -> Case:
     """The image, or the volume in the order of its file."""
     if isinstance(grid, Preprocess):
         return decode(dataset, record, config)
-    return read_nifti(dataset.file(record), prefer=grid.prefer, place=record.id)
+    return read_case_volume(dataset, record, config, grid.prefer)
 
 
 def load_cases(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> PreparedCases:
