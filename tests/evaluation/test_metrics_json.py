@@ -218,6 +218,19 @@ def test_a_site_that_tells_the_label_shows_in_the_covariates(table: Table) -> No
     assert covariate_only(made, QUICK) == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_site_that_tells_nothing_scores_a_half(table: Table, seed: int) -> None:
+    labels = np.arange(120) // 2 % 2
+    made = table(120, labels=labels, per_patient=1)
+    sites = tuple(np.array(["north", "east", "south"])[np.arange(120) // 4 % 3].tolist())  # each half positive
+    marked = Predictions(
+        made.ids, made.patients, sites, made.labels, made.logits, made.probabilities, made.classes
+    )  # fmt: skip
+    [row] = covariate_only(marked, QUICK, seed)
+    assert row["columns"] == ["site"]
+    assert row["auc"]["value"] == pytest.approx(0.5, abs=0.03)
+
+
 def test_small_subgroups_are_too_few_to_judge(table: Table) -> None:
     made = table(300, labels=np.arange(300) % 2, per_patient=1)
     view = tuple("LATERAL" if i < 12 else "PA" for i in range(300))

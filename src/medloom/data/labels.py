@@ -26,6 +26,7 @@ TRAIN_AND_VAL = frozenset(("train_val", "trainval", "train+val", "train/val"))
 NO_FINDING = frozenset(("no finding", "no findings"))
 UNCERTAIN = frozenset(("-1", "uncertain", "u", "?"))
 _NEGATIVE_WORDS = NO_FINDING | {"normal", "healthy", "negative", "benign", "no", "none", "absent", "control"}
+_RENAME = "Add it to data.classes, or say in data.rename what it is (evaluate: --map THEIRS=OURS)"
 
 Words = tuple[str, ...]
 
@@ -139,7 +140,7 @@ def _row_positions(
                 "D116",
                 place,
                 f"label {word!r} is outside the classes {', '.join(classes)}",
-                f"Did you mean {near[0]!r}" if near else "Add it to data.classes, or say in data.rename what it is",
+                f"Did you mean {near[0]!r}" if near else _RENAME,
             )
     if not several and len(words) != 1:
         raise DataError(

@@ -37,7 +37,7 @@ class Folds:
 
     def text(self) -> str:
         if self.exit_code:
-            return f"stopped and saved; go on with --resume --out {self.root}"
+            return f"stopped and saved; the same command with --resume and --out {self.root} goes on"
         lines = []
         for fold in self.values["folds"]:
             shown = ", ".join(f"{name} {number(entry)}" for name, entry in fold["metrics"].items())

@@ -194,7 +194,8 @@ def check_overlap(run: RunDirectory | None, dataset: Dataset, data: str | Path, 
     mine = [r.pixel_hash for r in dataset.records]
     seen, own_test = sum(h in learnt for h in mine), sum(h in tested for h in mine)
     if seen and "D117" not in config.accept:
-        raise DataError("D117", data, f"{seen} images were used in training or validation", "Leave them out")
+        told = f"{seen} images were used in training or validation"
+        raise DataError("D117", data, told, "Leave them out, or --accept D117 says so in the report")
     if own_test:
         open_test(run, f"evaluate {data}", dataset.hash())
     return seen, own_test

@@ -50,7 +50,8 @@ class TrainedRun:
             return ""  # one of several processes, and not the one that speaks
         lines = list(self.notices)
         if self.exit_code:
-            return "\n".join([*lines, f"stopped and saved; go on with --resume --out {self.directory.root}"])
+            told = f"stopped and saved; the same command with --resume and --out {self.directory.root} goes on"
+            return "\n".join([*lines, told])
         for split, title in (("val", "validation"), ("test", "test")):
             part = self.metrics.get("splits", {}).get(split)
             if part and self.metrics["task"] == "segmentation":
