@@ -11,7 +11,7 @@ from medloom.files import make_folder, write_text
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.train import TrainedRun, train
 
-# Small enough for two CPU cores in about two minutes, large enough that the token weights mean something.
+# Small enough for two CPU cores in two to four minutes, large enough that the token weights mean something.
 DEMO_RECIPE = {
     "name": "demo",
     "notes": "Synthetic radiographs: these numbers say that the software works, nothing about patients.",
