@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,32 @@ class Troubled(DevicePixels):
     signals: tuple[signal.Signals, ...] = ()
     error: Exception | None = None
     count: list[int] = None  # type: ignore[assignment]
+    send: Callable[[signal.Signals], None] = deliver
 
     def gather(self, indices: np.ndarray | Tensor) -> Tensor:
         self.count[0] += 1
         if self.count[0] == self.at:
             for number in self.signals:
-                deliver(number)
+                self.send(number)
             if self.error is not None:
                 raise self.error
         return super().gather(indices)
 
 
-def troubled(at: int, *signals: signal.Signals, error: Exception | None = None) -> tuple[Examples, Examples]:
+def send_real(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def troubled(
+    at: int,
+    *signals: signal.Signals,
+    error: Exception | None = None,
+    send: Callable[[signal.Signals], None] = deliver,
+) -> tuple[Examples, Examples]:
     train, val = splits()
     source = train.pixels
     assert isinstance(source, DevicePixels)
-    bad = Troubled(source.pixels, source.device, source.resident, at, signals, error, [0])
+    bad = Troubled(source.pixels, source.device, source.resident, at, signals, error, [0], send)
     return replace(train, pixels=bad), replace(val, pixels=bad)
 
 
@@ -111,6 +122,20 @@ def test_T409_sigint_exits_130_and_handlers_are_put_back(tmp_path: Path) -> None
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_T409_a_real_signal_while_a_batch_is_read_saves(tmp_path: Path, name: str, code: int) -> None:
+    script = (
+        "import signal, sys; from pathlib import Path; from small_runs import recipe, run;"
+        "from test_interruptions import send_real, troubled;"
+        f"sys.exit(run(Path(sys.argv[1]), recipe(), data=troubled(1, signal.{name}, send=send_real)).exit_code)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert checkpoint.newest(tmp_path / "checkpoint")[0] is not None
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_T410_signals_during_a_save_let_it_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: signal.Signals
@@ -120,7 +145,7 @@ def test_T410_signals_during_a_save_let_it_finish(
     def impatient(path: str | Path, data: bytes) -> None:
         if str(path).endswith(".safetensors"):
             for number in (signal.SIGTERM, second, second):
-                deliver(number)
+                send_real(number)
             sent.append(path)
         real(path, data)
 
