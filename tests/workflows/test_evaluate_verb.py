@@ -91,6 +91,7 @@ def test_without_a_threshold_it_prints_why(run: RunDirectory, other: Path) -> No
 
 def test_D117_accepted_training_images_are_counted_and_are_no_external_set(run: RunDirectory, phantom: Path) -> None:
     done = evaluate(run.root, data=phantom, name="again", accept=("D117",))
+    assert done.text().startswith("again: ")
     told = done.values["metrics"]["evaluation"]
     with run.records.open() as handle:
         next(handle)

@@ -228,6 +228,7 @@ def test_leakage_is_refused_unless_accepted(code: str, leak: str, phantom: Path,
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     done = medloom(*command, "--accept", code)
     assert done.returncode == 0, done.stderr
+    assert f"accepted [{code}]" in done.stderr
     assert code in (tmp_path / "run" / "report.html").read_text()
 
 

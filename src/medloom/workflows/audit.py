@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,21 @@ def examine(path: str | Path, config: DataConfig, *, prefer: str = "refuse", qui
     with Progress("reading images", quiet=quiet) as step:
         scanned = scan(dataset, config, prefer=prefer, progress=step)
     return scanned, audit_scan(scanned, config)
+
+
+def pass_gate(found: Audit, accept: Collection[str], *, quiet: bool) -> None:
+    """Stop at what is refused; what is passed on purpose is said once more, with its figures.
+
+    Raises:
+        DataError: with the code of the first refusal that is not accepted.
+    """
+    from medloom.data.audit import gate
+
+    gate(found, accept)
+    passed = [f for f in found.refusals() if f.code in accept]
+    if passed:
+        said = "\n".join(f"accepted [{f.code}] {f.title}" for f in passed)
+        Progress("auditing", quiet=quiet).keep(said)
 
 
 def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path, prefer: str = "refuse") -> Path:

@@ -113,7 +113,7 @@ def evaluate(
     place.mkdir(parents=True, exist_ok=True)
     table.write_csv(place / "predictions.csv")
     write_json(place / "metrics.json", metrics)
-    lines = _text(metrics, dataset)
+    lines = _text(label, metrics, dataset)
     if is_run:
         from medloom.reporting.report import write_report
 
@@ -214,11 +214,11 @@ def _logits(bundle: Any, dataset: Dataset, config: DataConfig, quiet: bool) -> n
     return np.concatenate(parts)
 
 
-def _text(metrics: dict[str, Any], dataset: Dataset) -> list[str]:
+def _text(name: str, metrics: dict[str, Any], dataset: Dataset) -> list[str]:
     """The AUC, then what the frozen threshold gives; the most probable class counts only where no threshold does."""
     part = metrics["splits"]["test"]
     lines = [
-        f"{dataset.name}: {part['n']} images, {part['patients']} patients",
+        f"{name}: {part['n']} images, {part['patients']} patients",
         f"auc {number(part['metrics']['auc'])}",
     ]
     points = part.get("operating_points") or []

@@ -14,7 +14,7 @@ from medloom.data.records import Dataset, read_csv
 from medloom.errors import DataError, GateError, UsageError
 from medloom.evaluation.operating_point import GATE
 from medloom.files import RunDirectory, write_json
-from medloom.workflows.audit import examine, write_audit
+from medloom.workflows.audit import examine, pass_gate, write_audit
 from medloom.workflows.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
         UsageError: U228 data with masks in place of labels; U221, U223 a loss or a sampling that the labels contradict;
             T411, on resume, when the data are not those of the run.
     """
-    from medloom.data.audit import gate
     from medloom.data.splits import make_splits
     from medloom.training.objective import check_objective
 
@@ -56,7 +55,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
         raise UsageError("U228", f"model {recipe.model.name}", told, remedy)
     if not resume:
         write_audit(scan, found, recipe.data, run.root)
-    gate(found, recipe.data.accept)
+    pass_gate(found, recipe.data.accept, quiet=quiet)
     split = make_splits(scan.dataset, recipe.data, recipe.train.seed)
     for name in ("train", "val"):
         if not any(r.split == name for r in split.dataset.records):

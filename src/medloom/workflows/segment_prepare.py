@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from medloom.config import DataConfig, Recipe
-from medloom.data.audit import gate
 from medloom.data.case_cache import Cases, build_cases
 from medloom.data.case_restore import Case, Grid, to_pixels
 from medloom.data.images import Image, decode
@@ -24,7 +23,7 @@ from medloom.data.volume_source import is_volume_case, read_case_volume
 from medloom.data.volumes import Volume
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
-from medloom.workflows.audit import examine, write_audit
+from medloom.workflows.audit import examine, pass_gate, write_audit
 from medloom.workflows.prepare import cache_folder
 from medloom.workflows.progress import Progress
 
@@ -55,7 +54,7 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
     check_kind(recipe, scan.dataset)
     if not resume:
         write_audit(scan, found, recipe.data, run.root, prefer=recipe.volume.prefer)
-    gate(found, recipe.data.accept)
+    pass_gate(found, recipe.data.accept, quiet=quiet)
     split = make_splits(scan.dataset, recipe.data, recipe.train.seed)
     for name in ("train", "val"):
         if not any(r.split == name for r in split.dataset.records):
