@@ -13,10 +13,10 @@ import yaml
 from medloom import cli
 from medloom.data.phantom import write_phantom
 from medloom.data.records import Dataset, Record, read_csv
-from medloom.errors import GateError, ModelError
+from medloom.errors import DataError, GateError, ModelError, UsageError
 from medloom.files import RunDirectory
 from medloom.workflows import run_steps
-from medloom.workflows.prepare import check_validation
+from medloom.workflows.prepare import check_validation, require_same_data
 from medloom.workflows.progress import Progress
 from medloom.workflows.run_lock import exclusive
 
@@ -206,3 +206,21 @@ def test_a_log_names_each_stage_when_it_begins(capsys: pytest.CaptureFixture[str
         assert capsys.readouterr().err == "reading images\n"
     with Progress("reading images", quiet=True):
         assert capsys.readouterr().err == ""
+
+
+def test_D104_pixels_that_differ_from_the_record_are_named(tmp_path: Path) -> None:
+    def listed(*pixels: str, labels: int = 0) -> Dataset:
+        records = tuple(
+            Record(id=f"{k}.png", path=f"{k}.png", labels=(labels,), pixel_hash=p) for k, p in enumerate(pixels)
+        )
+        return Dataset("some", tmp_path, ("a", "b"), records)
+
+    recorded = listed("p", "q", "r")
+    require_same_data(recorded, listed("p", "q", "r"), tmp_path)
+    with pytest.raises(DataError, match=r"D104\] 1\.png: its pixels"):
+        require_same_data(recorded, listed("p", "x", "r"), tmp_path)
+    with pytest.raises(DataError, match=r"D104\] 0\.png \(and 1 more\)"):
+        require_same_data(recorded, listed("x", "y", "r"), tmp_path)
+    for other in (listed("x", "y", "z"), listed("p", "q"), listed("p", "q", "r", labels=1)):
+        with pytest.raises(UsageError, match="T411"):
+            require_same_data(recorded, other, tmp_path)

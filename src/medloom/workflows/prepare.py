@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     """Audit, refuse or go on, split, and decode; writes audit, records and split into the run directory.
 
     Raises:
-        DataError: what the audit refuses and the recipe does not accept; D115 for an empty split.
+        DataError: what the audit refuses and the recipe does not accept; D115 an empty split; D104, on resume, pixels.
         GateError: D124, too few validation images to choose a threshold on, where classes exclude each other.
         UsageError: U228 data with masks in place of labels; U221, U223 a loss or a sampling that the labels contradict;
             T411, on resume, when the data are not those of the run.
@@ -66,14 +66,30 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     if few is not None:
         Progress("splitting", quiet=quiet).keep(few)
     if resume:
-        before = read_csv(run.records, path)
-        if before.hash() != split.dataset.hash():
-            raise UsageError("T411", path, "the data changed since the run began", "Start a new run on the new data")
+        require_same_data(read_csv(run.records, path), split.dataset, path)
     else:
         split.dataset.write_csv(run.records)
         write_json(run.split, replace(split, notices=(*split.notices, *filter(None, [few]))).as_dict())
     with Progress("decoding", quiet=quiet) as step:
         return load_pixels(recipe, run, split.dataset, progress=step)
+
+
+def require_same_data(recorded: Dataset, found: Dataset, path: Path) -> None:
+    """Refuse to go on with a run whose data are no longer those that it recorded.
+
+    Raises:
+        DataError: D104, some images hold other pixels under the same name, which only the record can tell.
+        UsageError: T411, anything else differs; where every image does, it is another data set.
+    """
+    if recorded.hash() == found.hash():
+        return
+    was = {r.id: r.pixel_hash for r in recorded.records}
+    changed = [r.id for r in found.records if r.id in was and r.pixel_hash != was[r.id]]
+    if 0 < len(changed) < len(was):
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        remedy = "Put the file back as it was, or start a new run on the new data"
+        raise DataError("D104", changed[0] + more, "its pixels are not those that the run recorded", remedy)
+    raise UsageError("T411", path, "the data changed since the run began", "Start a new run on the new data")
 
 
 def check_validation(dataset: Dataset, accept: Sequence[str], *, resume: bool) -> None:

@@ -24,7 +24,7 @@ from medloom.data.volumes import Volume
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.audit import examine, pass_gate, write_audit
-from medloom.workflows.prepare import cache_folder
+from medloom.workflows.prepare import cache_folder, require_same_data
 from medloom.workflows.progress import Progress
 
 
@@ -46,7 +46,7 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 an empty split; N312 a structure that no
-            training mask holds; what reading a case raises.
+            training mask holds; D104, on resume, other pixels; what reading a case raises.
         UsageError: U228 data without masks; U226 a recipe that contradicts them; T411, on resume, other data.
     """
     path = Path(str(recipe.data.path))
@@ -61,9 +61,7 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
             raise DataError("D115", f"split {name}", "there are no cases in it", "Set data.val_fraction above 0")
     require_structures(split.dataset)
     if resume:
-        before = read_csv(run.records, path)
-        if before.hash() != split.dataset.hash():
-            raise UsageError("T411", path, "the data changed since the run began", "Start a new run on the new data")
+        require_same_data(read_csv(run.records, path), split.dataset, path)
     else:
         split.dataset.write_csv(run.records)
         write_json(run.split, split.as_dict())
