@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ask_bundle import ask
 from PIL import Image as PIL
 from tiny_bundle import parts
 from tiny_segmenter import KINDS, segmenter_parts
@@ -73,3 +75,24 @@ def scans(tmp_path: Path) -> Path:
         PIL.fromarray(picture[:, :44]).save(root / name)
     (root / "notes.txt").write_text("no image")
     return root
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Ten images, one of them broken, and a ZIP of two."""
+    root = tmp_path / "many"
+    root.mkdir()
+    for number, pixels in enumerate(golden_images(9, 40, 5)):
+        PIL.fromarray(pixels).save(root / f"{number}.png")
+    (root / "9.png").write_bytes(b"")
+    with zipfile.ZipFile(root / "study.zip", "w") as out:
+        for number in (0, 1):
+            out.write(root / f"{number}.png", f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def whole(original: Path, many: Path, tmp_path: Path) -> bytes:
+    """The table of one process that was never disturbed."""
+    ask(original, many, tmp_path / "whole.csv", batch_size=3)
+    return (tmp_path / "whole.csv").read_bytes()

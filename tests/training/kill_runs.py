@@ -20,6 +20,7 @@ from pathlib import Path
 
 import small_runs
 
+from medloom.training import checkpoint
 from medloom.training.journal import CLOCK_FIELDS
 
 
@@ -29,6 +30,18 @@ def outcome(directory: Path) -> tuple[object, ...]:
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     log = [{key: value for key, value in line.items() if key not in CLOCK_FIELDS} for line in lines]
     return [(file.name, file.read_bytes()) for file in files], log
+
+
+def final(directory: Path) -> tuple[bytes, bytes, object]:
+    """Last state, best weights, log; a stop leaves another checkpoint before the last, and may."""
+    last = max((directory / "checkpoint").glob("[0-9]*.safetensors"))
+    best, _ = checkpoint.best_weights(directory / "checkpoint")
+    return last.read_bytes(), best.read_bytes(), outcome(directory)[1]
+
+
+def newest_step(directory: Path) -> int | None:
+    found, _ = checkpoint.newest(directory)
+    return None if found is None else int(found.path.stem)
 
 
 def start(directory: Path) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ def deliver(number: signal.Signals) -> None:
     handler = signal.getsignal(number)
     assert callable(handler), f"nobody listens to {number.name}"
     handler(number, None)
+
+
+def send_real(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
 class Plain(nn.Module):
@@ -117,6 +123,39 @@ def splits(n: int = 60, *, train: int | None = None, seed: int = 0) -> tuple[Exa
         return Examples(source, rows, labels[rows], tuple(ids[r] for r in rows))
 
     return part(np.arange(cut)), part(np.arange(cut, n))
+
+
+@dataclass(frozen=True)
+class Troubled(DevicePixels):
+    """Has signals come, or fails, when the n-th batch is read."""
+
+    at: int = 0
+    signals: tuple[signal.Signals, ...] = ()
+    error: Exception | None = None
+    count: list[int] = None  # type: ignore[assignment]
+    send: Callable[[signal.Signals], None] = deliver
+
+    def gather(self, indices: np.ndarray | Tensor) -> Tensor:
+        self.count[0] += 1
+        if self.count[0] == self.at:
+            for number in self.signals:
+                self.send(number)
+            if self.error is not None:
+                raise self.error
+        return super().gather(indices)
+
+
+def troubled(
+    at: int,
+    *signals: signal.Signals,
+    error: Exception | None = None,
+    send: Callable[[signal.Signals], None] = deliver,
+) -> tuple[Examples, Examples]:
+    train, val = splits()
+    source = train.pixels
+    assert isinstance(source, DevicePixels)
+    bad = Troubled(source.pixels, source.device, source.resident, at, signals, error, [0], send)
+    return replace(train, pixels=bad), replace(val, pixels=bad)
 
 
 def recipe(**train: Any) -> Recipe:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import PREPROCESS, Plain, build, predicting, recipe, run, splits
-from test_interruptions import final, troubled
+from kill_runs import final
+from small_runs import PREPROCESS, Plain, build, predicting, recipe, run, splits, troubled
 from torch import nn
 
 from medloom.data.cache import finish

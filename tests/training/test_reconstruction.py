@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import PREPROCESS, Plain, build, rebuilding, recipe, run, splits
-from test_interruptions import final, troubled
+from kill_runs import final
+from small_runs import PREPROCESS, Plain, build, rebuilding, recipe, run, splits, troubled
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import PREPROCESS, SIZE, Plain, build, choosing, recipe, run, splits
-from test_interruptions import final, troubled
+from kill_runs import final
+from small_runs import PREPROCESS, SIZE, Plain, build, choosing, recipe, run, splits, troubled
 from torch import nn
 
 from medloom.data.cache import finish
