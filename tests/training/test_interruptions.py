@@ -73,7 +73,7 @@ def test_T409_sigint_exits_130_and_handlers_are_put_back(tmp_path: Path) -> None
 def test_T409_a_real_signal_while_a_batch_is_read_saves(tmp_path: Path, name: str, code: int) -> None:
     script = (
         "import signal, sys; from pathlib import Path; from small_runs import recipe, run;"
-        "from test_interruptions import send_real, troubled;"
+        "from small_runs import send_real, troubled;"
         f"sys.exit(run(Path(sys.argv[1]), recipe(), data=troubled(1, signal.{name}, send=send_real)).exit_code)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
