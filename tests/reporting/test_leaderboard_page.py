@@ -19,6 +19,7 @@ from medloom.files import append_line
 from medloom.reporting.compared import Run, protocol, read, refuse_mixtures
 from medloom.reporting.leaderboard import Measured, build
 from medloom.reporting.leaderboard_page import as_html, write_leaderboard
+from medloom.reporting.leaderboard_plots import MOST_NAMED
 from medloom.reporting.leaderboard_tables import as_csv, as_markdown
 from medloom.reporting.published_tables import tables_for
 
@@ -87,6 +88,23 @@ def test_the_page_shows_every_row_and_needs_nothing_else(content: dict[str, Any]
     assert as_html(content, "three models") == page
     value = content["rows"][0]["auc"]["entry"]["value"]
     assert f'<data value="{value}">' in page
+
+
+def test_many_points_bear_numbers_that_the_table_explains(content: dict[str, Any]) -> None:
+    first = content["rows"][0]
+    slower = [
+        {**first, "label": f"slow_{k}", "pareto": False, "inference": _speed(10.0 + k)}
+        for k in range(2, MOST_NAMED + 2)
+    ]
+    named = as_html({**content, "rows": [first, *slower[: MOST_NAMED - 1]]}, "few")
+    numbered = as_html({**content, "rows": [first, *slower]}, "many")
+    for page, few in ((named, True), (numbered, False)):
+        drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page.split("What each costs")[1])
+        assert first["label"] in drawn
+        assert ("slow_3" in drawn) is few
+        assert ("rows of the table below" in page) is not few
+    assert "13" in drawn
+    assert '<span class="note">13</span> slow_13' in numbered
 
 
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:

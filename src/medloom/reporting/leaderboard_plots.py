@@ -24,6 +24,8 @@ _PLACES = (
     *(((7, 9), "left", "bottom"), ((7, -9), "left", "top"), ((-7, 9), "right", "bottom"), ((-7, -9), "right", "top")),
 )
 
+MOST_NAMED = 12
+
 
 def forest(rows: Sequence[Mapping[str, Any]], baseline: str, name: str) -> Markup | None:
     """AUC of each row with its interval, a dot per seed, and the baseline's value as a line down the page."""
@@ -59,10 +61,15 @@ def forest(rows: Sequence[Mapping[str, Any]], baseline: str, name: str) -> Marku
 
 
 def trade(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Markup | None:
-    """AUC and accuracy against the time of one image; rows that none beats in both are joined."""
-    shown = [r for r in rows if latency(r) is not None and r["auc"]["mean"] is not None]
+    """AUC and accuracy against the time of one image; rows that none beats in both are joined.
+
+    Of more than ``MOST_NAMED`` rows only these bear their names, the others their position among ``rows``, from 1 on.
+    """
+    places = {k: r for k, r in enumerate(rows, start=1) if latency(r) is not None and r["auc"]["mean"] is not None}
+    shown = list(places.values())
     if not shown:
         return None
+    numbers = list(map(str, places)) if len(rows) > MOST_NAMED else None
 
     def paint(axes: list[Any]) -> None:
         for axis, metric in zip(axes, ("auc", "accuracy")):
@@ -83,7 +90,14 @@ def trade(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Markup
             axis.set_xlabel("ms for one image")
             axis.set_title(names[metric])
         for axis, metric in zip(axes, ("auc", "accuracy")):
-            _name(axis, [(latency(r) or 1.0, r[metric]["mean"], _short(r["label"], 26)) for r in shown])
+            x_y = [(latency(r) or 1.0, r[metric]["mean"]) for r in shown]
+            texts = [_short(r["label"], 26) for r in shown]
+            if numbers is not None:
+                front = _front(*np.array(x_y).T)
+                texts = [text if k in front else numbers[k] for k, text in enumerate(texts)]
+            # The longest names first: a number finds a place anywhere.
+            labels = sorted(zip(x_y, texts), key=lambda label: -len(label[1]))
+            _name(axis, [(x, y, text) for (x, y), text in labels])
 
     told = "; ".join(f"{r['label']} {latency(r):.3g} ms, {r['auc']['mean']:.3f}" for r in shown)
     return inline_svg("trade", f"Quality against latency: {told}", paint, size=(FULL, 4.6), panels=(1, 2))
