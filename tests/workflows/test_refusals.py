@@ -221,6 +221,6 @@ def test_D104_pixels_that_differ_from_the_record_are_named(tmp_path: Path) -> No
         require_same_data(recorded, listed("p", "x", "r"), tmp_path)
     with pytest.raises(DataError, match=r"D104\] 0\.png \(and 1 more\)"):
         require_same_data(recorded, listed("x", "y", "r"), tmp_path)
-    for other in (listed("x", "y", "z"), listed("p", "q"), listed("p", "q", "r", labels=1)):
+    for other in (listed("x", "y", "z"), listed("p", "q"), listed("p", "x"), listed("p", "q", "r", labels=1)):
         with pytest.raises(UsageError, match="T411"):
             require_same_data(recorded, other, tmp_path)

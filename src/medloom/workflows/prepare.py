@@ -79,13 +79,14 @@ def require_same_data(recorded: Dataset, found: Dataset, path: Path) -> None:
 
     Raises:
         DataError: D104, some images hold other pixels under the same name, which only the record can tell.
-        UsageError: T411, anything else differs; where every image does, it is another data set.
+        UsageError: T411, anything else differs; with other names, or where every image differs, it is another data set.
     """
     if recorded.hash() == found.hash():
         return
     was = {r.id: r.pixel_hash for r in recorded.records}
-    changed = [r.id for r in found.records if r.id in was and r.pixel_hash != was[r.id]]
-    if 0 < len(changed) < len(was):
+    now = {r.id: r.pixel_hash for r in found.records}
+    changed = [name for name in now if name in was and now[name] != was[name]]
+    if now.keys() == was.keys() and 0 < len(changed) < len(was):
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         remedy = "Put the file back as it was, or start a new run on the new data"
         raise DataError("D104", changed[0] + more, "its pixels are not those that the run recorded", remedy)
