@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medloom.files import write_json, write_text
-from medloom.reporting.leaderboard_plots import MOST_NAMED, forest, trade
+from medloom.reporting.leaderboard_plots import forest, numbered, trade
 from medloom.reporting.leaderboard_tables import as_csv, as_markdown, memory_words, names_of, reading_notes, shown
 from medloom.reporting.page import interval, number, render
 from medloom.reporting.wording import NOT_A_DEVICE, per_cent, plural
@@ -44,7 +44,7 @@ def as_html(content: Content, title: str) -> str:
         rows=[shown(row, content) for row in content["rows"]],
         forest=forest(content["rows"], content["baseline"], names["auc"]),
         trade=trade(content["rows"], names),
-        numbered=len(content["rows"]) > MOST_NAMED,
+        numbered=numbered(content["rows"]),
         notes=reading_notes(content),
         memory=memory_words(content),
         machine=_machine(content),

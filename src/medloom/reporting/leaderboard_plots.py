@@ -60,22 +60,28 @@ def forest(rows: Sequence[Mapping[str, Any]], baseline: str, name: str) -> Marku
     return inline_svg("forest", f"{name} with intervals: {told}", paint, size=(FULL, 1.0 + 0.33 * len(shown)))
 
 
+def numbered(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are too many rows for each point to bear its name."""
+    return len(rows) > MOST_NAMED
+
+
 def trade(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Markup | None:
     """AUC and accuracy against the time of one image; rows that none beats in both are joined.
 
-    Of more than ``MOST_NAMED`` rows only these bear their names, the others their position among ``rows``, from 1 on.
+    Where rows are ``numbered`` only these bear their names, the others their position among ``rows``, from 1 on.
     """
     places = {k: r for k, r in enumerate(rows, start=1) if latency(r) is not None and r["auc"]["mean"] is not None}
     shown = list(places.values())
     if not shown:
         return None
-    numbers = list(map(str, places)) if len(rows) > MOST_NAMED else None
 
     def paint(axes: list[Any]) -> None:
+        drawn = []
         for axis, metric in zip(axes, ("auc", "accuracy")):
             x = np.array([latency(r) for r in shown], dtype=float)
             y = np.array([r[metric]["mean"] for r in shown], dtype=float)
             front = _front(x, y)
+            drawn.append((axis, x, y, front))
             axis.set_xscale("log")
             axis.plot(x[front], y[front], color=ORANGE, linewidth=1.2, alpha=0.8, zorder=1.5)
             for k in range(len(shown)):
@@ -89,15 +95,13 @@ def trade(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Markup
             axis.grid(visible=True, which="minor", axis="x", color=RULE, linewidth=0.3)
             axis.set_xlabel("ms for one image")
             axis.set_title(names[metric])
-        for axis, metric in zip(axes, ("auc", "accuracy")):
-            x_y = [(latency(r) or 1.0, r[metric]["mean"]) for r in shown]
-            texts = [_short(r["label"], 26) for r in shown]
-            if numbers is not None:
-                front = _front(*np.array(x_y).T)
-                texts = [text if k in front else numbers[k] for k, text in enumerate(texts)]
-            # The longest names first: a number finds a place anywhere.
-            labels = sorted(zip(x_y, texts), key=lambda label: -len(label[1]))
-            _name(axis, [(x, y, text) for (x, y), text in labels])
+        for axis, x, y, front in drawn:  # names last: they look for room that is left
+            texts = [
+                str(place) if numbered(rows) and k not in front else _short(row["label"], 26)
+                for k, (place, row) in enumerate(places.items())
+            ]
+            # The longest first: a number finds a place anywhere.
+            _name(axis, sorted(zip(x, y, texts), key=lambda point: -len(point[2])))
 
     told = "; ".join(f"{r['label']} {latency(r):.3g} ms, {r['auc']['mean']:.3f}" for r in shown)
     return inline_svg("trade", f"Quality against latency: {told}", paint, size=(FULL, 4.6), panels=(1, 2))

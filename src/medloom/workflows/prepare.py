@@ -83,10 +83,9 @@ def require_same_data(recorded: Dataset, found: Dataset, path: Path) -> None:
     """
     if recorded.hash() == found.hash():
         return
-    was = {r.id: r.pixel_hash for r in recorded.records}
-    now = {r.id: r.pixel_hash for r in found.records}
-    changed = [name for name in now if name in was and now[name] != was[name]]
-    if now.keys() == was.keys() and 0 < len(changed) < len(was):
+    was, now = ({r.id: r.pixel_hash for r in part.records} for part in (recorded, found))
+    changed = [name for name in now if now[name] != was[name]] if now.keys() == was.keys() else []
+    if 0 < len(changed) < len(was):
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         remedy = "Put the file back as it was, or start a new run on the new data"
         raise DataError("D104", changed[0] + more, "its pixels are not those that the run recorded", remedy)
