@@ -1,4 +1,4 @@
-"""Edit a bundle without its hashes, and the refusal to load it."""
+"""Edit a bundle with or without its hashes, and the refusal to load it."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def document(bundle: Path) -> dict[str, Any]:
 
 def edit(bundle: Path, **changes: Any) -> None:
     (bundle / "model.json").write_text(json.dumps({**document(bundle), **changes}, indent=2, ensure_ascii=False) + "\n")
+
+
+def refused_swap(bundle: Path, forge: Forge, section: str, swap: dict[str, Any]) -> None:
+    """C507 for other values in a section: by the hashes, and where those were forged by the golden answers."""
+    changed = {section: {**document(bundle)[section], **swap}}
+    edit(bundle, **changed)
+    refused(bundle, "C507")
+    forge(bundle, **changed)
+    assert "golden" in str(refused(bundle, "C507"))

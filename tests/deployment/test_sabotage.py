@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from spoilt_bundle import Forge, document
 from tiny_bundle import parts, tiny_model, tiny_weights
 
 import medloom
@@ -28,7 +28,6 @@ from medloom.deployment.openvino_ir import ir_of
 from medloom.deployment.runtime import Pipeline, Runtime, open_image
 from medloom.errors import ModelError
 
-Forge = Callable[..., None]
 COLOUR = Preprocess(size=(32, 24), channels="rgb", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 RUNTIMES = ("onnx", "openvino")
 
@@ -53,10 +52,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
-
-
-def document(bundle: Path) -> dict[str, Any]:
-    return dict(json.loads((bundle / "model.json").read_text()))
 
 
 def network(name: str, weights: dict[str, np.ndarray]) -> dict[str, bytes]:
