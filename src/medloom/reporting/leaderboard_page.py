@@ -137,7 +137,7 @@ def _machine(content: Content) -> str:
         text += f". Inference: ONNX Runtime on the CPU, float32, {count}, each model alone in its process, median"
         if max(load) > env.get("cores", 1) * 0.5:
             text += (
-                f"; other work kept the machine busy (load {min(load):.1f} to {max(load):.1f}): the times are too long"
+                f"; load {min(load):.1f} to {max(load):.1f}, of other work or of the measuring itself: times may be too long"
             )
     return text + "."
 
