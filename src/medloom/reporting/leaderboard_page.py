@@ -136,9 +136,8 @@ def _machine(content: Content) -> str:
         count = f"{' or '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
         text += f". Inference: ONNX Runtime on the CPU, float32, {count}, each model alone in its process, median"
         if max(load) > env.get("cores", 1) * 0.5:
-            text += (
-                f"; load {min(load):.1f} to {max(load):.1f}, of other work or of the measuring itself: times may be too long"
-            )
+            text += f"; load {min(load):.1f} to {max(load):.1f}, of other work or of the measuring itself"
+            text += ": times may be too long"
     return text + "."
 
 
