@@ -32,8 +32,8 @@ PREPROCESS = Preprocess(size=(SIZE, SIZE), channels="grey", mean=(0.5,), std=(0.
 def deliver(number: signal.Signals) -> None:
     """Let the handler that is in place hear a signal.
 
-    For signals from the thread that reads ahead: under load a real one has ended a worker of many tests, why is not
-    known. Real ones from there go to processes of their own.
+    Under load a real one has twice ended a worker of many tests, why is not known: real ones go to processes of
+    their own.
     """
     handler = signal.getsignal(number)
     assert callable(handler), f"nobody listens to {number.name}"

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 from kill_runs import final, outcome
-from small_runs import Noisy, build, recipe, run, send_real, troubled
+from small_runs import Noisy, build, recipe, run, troubled
 
-from medloom import files
 from medloom.errors import ResourceError
 from medloom.training import checkpoint
 
@@ -83,23 +82,32 @@ def test_T409_a_real_signal_while_a_batch_is_read_saves(tmp_path: Path, name: st
     assert checkpoint.newest(tmp_path / "checkpoint")[0] is not None
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_T410_signals_during_a_save_let_it_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: signal.Signals
-) -> None:
-    real, sent = files.write_bytes, []
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_T410_signals_during_a_save_let_it_finish(tmp_path: Path, second: str) -> None:
+    """Real signals, so in a process of its own."""
+    script = f"""
+import signal, sys
+from pathlib import Path
+from medloom import files
+from small_runs import recipe, run, send_real
 
-    def impatient(path: str | Path, data: bytes) -> None:
-        if str(path).endswith(".safetensors"):
-            for number in (signal.SIGTERM, second, second):
-                send_real(number)
-            sent.append(path)
-        real(path, data)
+real, sent = files.write_bytes, []
 
-    monkeypatch.setattr(files, "write_bytes", impatient)
-    result = run(tmp_path, recipe(save_steps=2))
-    assert result.exit_code == 143
-    assert sent
+def impatient(path, data):
+    if str(path).endswith(".safetensors"):
+        for number in (signal.SIGTERM, signal.{second}, signal.{second}):
+            send_real(number)
+        sent.append(path)
+    real(path, data)
+
+files.write_bytes = impatient
+code = run(Path(sys.argv[1]), recipe(save_steps=2)).exit_code
+sys.exit(code if sent else 1)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 143, done.stderr
     found, refused = checkpoint.newest(tmp_path / "checkpoint")
     assert found is not None
     assert refused == []

@@ -16,6 +16,7 @@ import small_cases
 import torch
 from kill_runs import outcome
 from small_cases import CLASSES, CPU, GRID, Tiny, cases, recipe, run, split
+from small_runs import deliver
 
 from medloom.training.batches import parts
 from medloom.training.case_batches import ImageReader, PatchReader
@@ -71,7 +72,7 @@ def test_T409_stopped_in_the_middle_and_resumed_it_is_the_same_run(tmp_path: Pat
 
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "saved" and event["epoch"] == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            deliver(signal.SIGTERM)
 
     stopped = run(tmp_path / "cut", wanted, dims, progress=stop)
     assert stopped.exit_code == 143

@@ -84,7 +84,7 @@ def test_without_a_threshold_it_prints_why(run: RunDirectory, other: Path) -> No
     metrics = evaluate(run.root, data=other).values["metrics"]
     point = metrics["splits"]["test"]["operating_points"][0]
     point.update(metrics=None, threshold=None, reason="only 3 positives in validation")
-    lines = _text(metrics, open_dataset(other, DataConfig()))
+    lines = _text("elsewhere", metrics, open_dataset(other, DataConfig()))
     assert f"no decision for {point['class']}: only 3 positives in validation" in lines
     assert not any("accuracy" in line for line in lines)
 
