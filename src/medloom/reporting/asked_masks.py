@@ -31,7 +31,7 @@ def asked_of_masks(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         if (recipe.get("train") or {}).get("monitor") != "val_loss"
         else "lowest loss on validation",
         "Evaluation": f"surfaces agree within {brief(part.get('tolerance'))} mm (pixels where no spacing is known); "
-        f"{(recipe.get('evaluation') or {}).get('resamples')} resamples of patients",
+        f"{(recipe.get('evaluation') or {}).get('resamples')} resamples for the intervals",
     }
     rows: list[tuple[str, str]] = []
     for term, text in asked_of(recipe):

@@ -99,7 +99,7 @@ def asked_of(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Evaluation",
             f"threshold from validation: {RULES.get(str(evaluation.get('threshold')), evaluation.get('threshold'))}; "
-            f"calibration: {evaluation.get('calibration')}; {evaluation.get('resamples')} resamples of patients"
+            f"calibration: {evaluation.get('calibration')}; {evaluation.get('resamples')} resamples for the intervals"
             f"{'; mean over an image and its mirror' if evaluation.get('flip_average') else ''}",
         ),
     ]
