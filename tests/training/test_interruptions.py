@@ -68,6 +68,13 @@ def test_T409_sigint_exits_130_and_handlers_are_put_back(tmp_path: Path) -> None
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def apart(script: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """The script with ``root`` as its argument, in a process of its own: real signals go to nobody else."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-c", script, str(root)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_T409_a_real_signal_while_a_batch_is_read_saves(tmp_path: Path, name: str, code: int) -> None:
     script = (
@@ -75,16 +82,13 @@ def test_T409_a_real_signal_while_a_batch_is_read_saves(tmp_path: Path, name: st
         "from small_runs import send_real, troubled;"
         f"sys.exit(run(Path(sys.argv[1]), recipe(), data=troubled(1, signal.{name}, send=send_real)).exit_code)"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = apart(script, tmp_path)
     assert done.returncode == code, done.stderr
     assert checkpoint.newest(tmp_path / "checkpoint")[0] is not None
 
 
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
 def test_T410_signals_during_a_save_let_it_finish(tmp_path: Path, second: str) -> None:
-    """Real signals, so in a process of its own."""
     script = f"""
 import signal, sys
 from pathlib import Path
@@ -104,9 +108,7 @@ files.write_bytes = impatient
 code = run(Path(sys.argv[1]), recipe(save_steps=2)).exit_code
 sys.exit(code if sent else 1)
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = apart(script, tmp_path)
     assert done.returncode == 143, done.stderr
     found, refused = checkpoint.newest(tmp_path / "checkpoint")
     assert found is not None
