@@ -67,14 +67,16 @@ WAYS = {
     "ToMe to 0.5": Way(0.5, method="tome"),
     "random 0.5": Way(0.5, method="random"),
 }
+ALONE = ["tokens.scorer_epochs=0", "train.epochs=3"]
+"""No scorer stage, and as many epochs of the whole network as the hybrid has behind its own."""
 BASELINES: dict[str, list[str]] = {
-    "ResNet-18": ["model.name=resnet18", "model.options={}", "tokens.scorer_epochs=0"],
-    "ViT-Small": ["model.name=vit_small", "model.options={patch_size: 8}", "tokens.scorer_epochs=0"],
+    "ResNet-18": ["model.name=resnet18", "model.options={}", *ALONE],
+    "ViT-Small": ["model.name=vit_small", "model.options={patch_size: 16}", *ALONE],  # 8 px: 50 minutes an epoch
     "DynamicViT": [
         "model.name=dynamic_vit",
         "model.options={patch_size: 8, embed_dim: 192, depth: 6, num_heads: 3, keep_rate: 0.7, drop_path: 0.1}",
-        "tokens.scorer_epochs=0",
         "tokens.multi_keep=[]",
+        *ALONE,
     ],
 }
 WAYS_OF: dict[str, dict[str, Way | None]] = {
