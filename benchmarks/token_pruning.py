@@ -2,11 +2,13 @@
 
     python benchmarks/token_pruning.py                       # all rows, all runtimes that are installed
     python benchmarks/token_pruning.py --rows "keep 0.5" --runtimes eager
+    python benchmarks/token_pruning.py --runtimes eager --device cuda --batches 64 --out cuda.json  # an accelerator
+    python benchmarks/token_pruning.py --count               # multiply-adds of each row, and nothing timed
 
 A row and its twin have the same weights and take turns on the same images, so the ratio of a turn does not see what
 else the machine does; the median of the ratios is given with the middle 90 percent of its bootstrap. Each row also
-says how many multiply-adds ran (counted, not computed from a formula), how many tokens each image kept, the largest
-difference between the runtime's answers and PyTorch's, and whether the runtime kept the same tokens.
+says how many multiply-adds ran for one image (counted, not computed from a formula), and each runtime the largest
+difference between its answers and PyTorch's, and whether it kept the same tokens. Every cell names its machine.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from medloom.deployment.export import onnx_bytes
 from medloom.files import write_json
 from medloom.machine import instructions
+from medloom.models.macs import count_macs
 from medloom.models.pruning import reduce_tokens
 from medloom.models.registry import create_model
 from medloom.workflows.environment import cpu_name
@@ -100,14 +103,17 @@ def build(row: Row) -> tuple[nn.Module, nn.Module]:
     return pair[0], pair[1]
 
 
-def runner(model: nn.Module, runtime: str, threads: int, batch: int) -> Callable[[np.ndarray], np.ndarray]:
-    """``float32 (B, 1, H, W) -> (B, ...)`` in that runtime."""
+def runner(
+    model: nn.Module, runtime: str, threads: int, batch: int, device: str = "cpu"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """``float32 (B, 1, H, W) -> (B, ...)`` in that runtime; fetching the answer waits for an accelerator."""
     if runtime == "eager":
         torch.set_num_threads(threads)
+        model = model.to(device)
 
         def answer(x_BCHW: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                return model(torch.from_numpy(x_BCHW)).numpy()
+                return model(torch.from_numpy(x_BCHW).to(device)).cpu().numpy()
 
         return answer
     torch.set_num_threads(1)
@@ -131,14 +137,14 @@ def runner(model: nn.Module, runtime: str, threads: int, batch: int) -> Callable
 
 
 def measure(name: str, runtime: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row in one runtime: ratios at batch 1 and 16, and parity."""
+    """One row in one runtime: ratios at each batch, and parity."""
     row = ROWS[name]
     rng = np.random.default_rng(0)
-    images = rng.random((16, 1, SIZE, SIZE), dtype=np.float32)
+    images = rng.random((max(arguments.batches), 1, SIZE, SIZE), dtype=np.float32)
     result: dict[str, Any] = {}
-    for batch in (1, 16):
+    for batch in arguments.batches:
         dense, pruned = build(row)
-        sides = [runner(model, runtime, arguments.threads, batch) for model in (dense, pruned)]
+        sides = [runner(model, runtime, arguments.threads, batch, arguments.device) for model in (dense, pruned)]
         x_BCHW = images[:batch]
         for side in sides:
             side(x_BCHW), side(x_BCHW)
@@ -179,12 +185,29 @@ def parity(row: Row, runtime: str, x_BCHW: np.ndarray, threads: int) -> dict[str
     return found
 
 
+def machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of every cell, as a later one may be measured elsewhere."""
+    device = {} if arguments.device == "cpu" else {"device": torch.cuda.get_device_name()}
+    return {
+        "processor": cpu_name(),
+        "instructions": instructions(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **device,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40, help="turns at batch 1; a quarter of it at batch 16")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 16])
+    parser.add_argument("--device", default="cpu", help="of eager PyTorch; the other runtimes take the CPU")
+    parser.add_argument("--count", action="store_true", help="only count multiply-adds")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "RUNTIME"), help="only this, as JSON")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "token_pruning.json")
     arguments = parser.parse_args()
@@ -196,28 +219,26 @@ def main() -> None:
     whole |= {
         "question": "how many times faster than the same network with all its tokens; medians of paired ratios",
         "size": SIZE,
-        "machine": {
-            "processor": cpu_name(),
-            "instructions": instructions(),
-            "cores": os.cpu_count(),
-            "threads": arguments.threads,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "macs": "multiply-adds that ran for one image, of the twin with all tokens and of the row",
     }
     for name in arguments.rows:
-        for runtime in arguments.runtimes:
+        dense, pruned = (count_macs(model, 1, (SIZE, SIZE)) for model in build(ROWS[name]))
+        row = whole["rows"].setdefault(name, {"goal": ROWS[name].goal})
+        row["macs"] = {"dense": dense, "pruned": pruned, "ratio": round(dense / pruned, 3)}
+        write_json(arguments.out, whole)
+        for runtime in () if arguments.count else arguments.runtimes:
             load = os.getloadavg()[0]
-            command = [sys.executable, __file__, "--one", name, runtime]
+            command = [sys.executable, __file__, "--one", name, runtime, "--device", arguments.device]
             command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
+            command += ["--batches", *map(str, arguments.batches)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{name}, {runtime}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue
-            found = json.loads(done.stdout.splitlines()[-1]) | {"load_before": round(load, 2)}
-            whole["rows"].setdefault(name, {"goal": ROWS[name].goal})[runtime] = found
+            said = {"load_before": round(load, 2), "machine": machine(arguments)}
+            row[runtime] = json.loads(done.stdout.splitlines()[-1]) | said
             write_json(arguments.out, whole)
-            print(f"{name}, {runtime}: {json.dumps(found)}", flush=True)
+            print(f"{name}, {runtime}: {json.dumps(row[runtime])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ def export(
         Path | None, typer.Option(help="Images to prove a bare bundle on, or where a run's images lie now.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle to write; default, in its place.")] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="At another keep rate of its tokens, if the answers hold; bundle-keepRATE."),
+    ] = None,
     accept: Accept = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +29,8 @@ def export(
     from medloom.cli import _finish as finish
     from medloom.workflows.export import export as run_export
 
-    finish(run_export(source, openvino=openvino, data=data, out=out, accept=accept or (), quiet=as_json), as_json)
+    done = run_export(source, openvino=openvino, data=data, out=out, keep=keep, accept=accept or (), quiet=as_json)
+    finish(done, as_json)
 
 
 def quantize(

@@ -30,7 +30,7 @@ _KEYS = (
     "format", "medloom", "notice", "name", "architecture", "task", "classes", "preprocess", "decoding",
     "expected_input", "licences", "provenance", "latency", "parity", "files", "hashes",
 )  # fmt: skip
-_OPTIONAL = ("runtimes", "quantisation")
+_OPTIONAL = ("runtimes", "quantisation", "keep")
 _OF_CLASSIFIERS = ("flip_average", "temperature", "operating_point")
 _OF_SEGMENTERS = ("label_values", "segmentation")
 

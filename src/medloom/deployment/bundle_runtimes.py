@@ -148,18 +148,18 @@ def card_with_runtimes(card: str, document: Mapping[str, Any]) -> str:
     head = card.split(f"\n{_SECTION}\n")[0].rstrip("\n")
     masks = document["task"] == SEGMENTATION
     unit = "window" if masks else "image"
-    told = exactness(document, *(("file to mask", unit) if masks else ()))
+    measured = exactness(document, *(("file to mask", unit) if masks else ()))
     # The section on exactness speaks of the network that was replaced.
     head = re.sub(
-        r"(?s)## Exactness and speed\n.*?(?=\n## |$)", lambda _: section("Exactness and speed", told) + "\n", head
+        r"(?s)## Exactness and speed\n.*?(?=\n## |$)", lambda _: section("Exactness and speed", measured) + "\n", head
     )
     lines = [f"| runtime | precision | ms per {unit} at batch | golden tolerance |", "|---|---|---|---|"]
     for name, values in stated(document).items():
         speed = values.get("milliseconds_per_image_at_batch") or {}
         times = ", ".join(f"{batch}: {each:.4g}" for batch, each in speed.items()) or "not measured"
         lines.append(f"| {TITLES[name]} | {values['precision']} | {times} | {values['tolerance']:.2g} |")
-    quantised = (document.get("quantisation") or {}).get("told") or []
-    return "\n".join([head, "", _SECTION, "", *lines, *([""] if quantised else []), *quantised]) + "\n"
+    told = [line for part in ("keep", "quantisation") for line in (document.get(part) or {}).get("told") or []]
+    return "\n".join([head, "", _SECTION, "", *lines, *([""] if told else []), *told]) + "\n"
 
 
 def _alone(values: Mapping[str, Any]) -> float | None:

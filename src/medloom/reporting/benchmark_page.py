@@ -17,7 +17,7 @@ def write_benchmark_page(measured: Mapping[str, Any], path: str | Path) -> Path:
     """Write one self-contained HTML page, atomically; returns its path.
 
     Args:
-        measured: ``machine``, ``images`` and ``rows``, as ``medloom benchmark --json`` prints them.
+        measured: ``machine``, ``images``, ``rows`` and ``fewer_tokens``, as ``medloom benchmark --json`` prints them.
 
     Raises:
         ResourceError: T404, T405 when it cannot be written.
@@ -49,6 +49,7 @@ def benchmark_html(measured: Mapping[str, Any]) -> str:
         sentence=sentence,
         rows=[_row(row, slowest) for row in rows],
         missing=[row for row in measured["rows"] if "missing" in row],
+        fewer_tokens=[each["told"] for each in measured["fewer_tokens"]],
         machine=machine,
         packages=", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
         synthetic=measured["images"] == "synthetic",

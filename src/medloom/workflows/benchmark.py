@@ -40,7 +40,8 @@ def benchmark(
 
     Per bundle and runtime: median, 95th and 99th per cent of the time at batch 1 and 16, of the network alone and from
     image file to answer; images per second; peak memory of the process; seconds of ``predict`` on one image from the
-    start of the process to the answer (cold start). Volumes are measured at batch 1, from file to mask.
+    start of the process to the answer (cold start). Volumes are measured at batch 1, from file to mask. A float bundle
+    that prunes its tokens is joined by its twin with all of them where torch is installed, and what that gains is told.
 
     Args:
         images: files to answer; default, synthetic JPEG files of the size of the model's input (volumes: NIfTI).
@@ -55,18 +56,20 @@ def benchmark(
     from medloom.deployment.bundle import load
     from medloom.deployment.bundle_runtimes import stated
     from medloom.deployment.runtime_engines import TITLES, installed, usable_cores
+    from medloom.workflows.keep_rate import compared, own_rate
 
     if out is not None and Path(out).suffix.lower() != ".html":
         raise UsageError("U215", out, "the ending is not .html", "Name a page")
     threads = threads or usable_cores()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, Progress("measuring", quiet=quiet) as step:
-        opened = [(Path(path), load(path, runtime="onnx")) for path in bundles]
-        plan = [(p, m, n) for p, m in opened for n in stated(m.document)]
-        for number, (path, model, name) in enumerate(plan):
+        opened = [(str(path), load(path, runtime="onnx"), False) for path in bundles]
+        opened += _twins(opened, Path(folder))
+        plan = [(p, m, n, twin) for p, m, twin in opened for n in stated(m.document)]
+        for number, (path, model, name, twin) in enumerate(plan):
             step(number, len(plan), f"{path} in {TITLES[name]}")
             row: dict[str, Any] = {
-                "bundle": str(path),
+                "bundle": f"{path}, all tokens" if twin else path,
                 "name": model.name,
                 "hash": model.hash,
                 "runtime": name,
@@ -74,6 +77,8 @@ def benchmark(
                 "task": model.document["task"],
                 "size_mib": round(_size(model.root, name) / 2**20, 2),
             }
+            if (rate := own_rate(model.document)) is not None:
+                row |= {"keep_rate": rate, **({"twin_of": path} if twin else {})}
             if not installed(name):
                 rows.append({**row, "missing": f"{TITLES[name]} is not installed"})
                 continue
@@ -88,8 +93,13 @@ def benchmark(
                     "torch": any(s["torch"] for s in starts),
                 }
             rows.append(row)
-    whole = {"machine": _machine(threads), "images": "own" if images is not None else "synthetic", "rows": rows}
-    lines = table(rows)
+    whole: dict[str, Any] = {
+        "machine": _machine(threads),
+        "images": "own" if images is not None else "synthetic",
+        "rows": rows,
+        "fewer_tokens": compared(rows),
+    }
+    lines = [*table(rows), *(each["told"] for each in whole["fewer_tokens"])]
     if out is None:
         return Outcome(whole, tuple(lines))
     from medloom.reporting.benchmark_page import write_benchmark_page
@@ -97,6 +107,23 @@ def benchmark(
     write_json(Path(out).with_suffix(".json"), whole)
     write_benchmark_page(whole, out)
     return Outcome({**whole, "page": str(out)}, (*lines, f"open {out}"))
+
+
+def _twins(opened: list[tuple[str, Any, bool]], folder: Path) -> list[tuple[str, Any, bool]]:
+    """Bundles of the same weights with all tokens, for those that prune and are not quantised."""
+    from importlib.util import find_spec
+
+    from medloom.deployment.bundle import load
+    from medloom.deployment.bundle_folder import open_folder
+    from medloom.workflows.keep_rate import own_rate, write_twin
+
+    twins: list[tuple[str, Any, bool]] = []
+    for path, model, _ in opened:
+        pruned = (own_rate(model.document) or 1.0) < 1.0 and "quantisation" not in model.document
+        if pruned and find_spec("torch") is not None:
+            place = write_twin(open_folder(path), model, folder / f"twin{len(twins)}" / "bundle")
+            twins.append((path, load(place, runtime="onnx"), True))
+    return twins
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

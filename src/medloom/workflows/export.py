@@ -29,6 +29,7 @@ def export(
     openvino: bool = True,
     data: str | Path | None = None,
     out: str | Path | None = None,
+    keep: float | None = None,
     accept: Sequence[str] = (),
     quiet: bool = True,
 ) -> Outcome:
@@ -41,12 +42,16 @@ def export(
     Args:
         source: run directory or bundle.
         data: images to prove a bare bundle on, or where a run's images lie now.
+        out: a new folder, or a bundle that may be replaced; default in place, with ``keep`` beside the bundle.
+        keep: another keep rate of a model that prunes its tokens. Its answers to all validation images must hold
+            against those of the trained rate, as a quantised network's must.
 
     Raises:
-        ExportError: X601, X602. ModelError: what ``medloom.load`` raises. UsageError: U210, U244, U245 a bundle that is
-            quantised. ResourceError: T404, T405.
+        ExportError: X601, X602. GateError: X604 the answers at ``keep`` do not hold. ModelError: what ``medloom.load``
+            raises. UsageError: U208 ``keep``, U210, U212 ``out`` is something else than a bundle, U244, U245 a bundle
+            that is quantised. ResourceError: T404, T405.
     """
-    from medloom.deployment.bundle import load
+    from medloom.deployment.bundle import Bundle, load
     from medloom.deployment.bundle_folder import open_folder
     from medloom.deployment.bundle_rewrite import rewrite, without_ir
     from medloom.deployment.bundle_runtimes import FLOAT32, TOLERANCE
@@ -54,6 +59,7 @@ def export(
     from medloom.deployment.openvino_ir import ir_of
     from medloom.deployment.runtime_engines import import_openvino
     from medloom.workflows.bundle_images import images_of
+    from medloom.workflows.keep_rate import golden_answers, held_answers, set_rate
 
     if openvino:
         import_openvino()  # missing: said before the work
@@ -61,13 +67,15 @@ def export(
     if "quantisation" in opened.document:
         told = "it is quantised, and its float network is another bundle"
         raise UsageError("U245", opened.root, told, "Export the bundle that it was made from")
+    place = _place(opened, out, keep)
     bundle = load(source, runtime="onnx")
+    model = restore_model(bundle)
+    changes = {} if keep is None else set_rate(model, opened, keep)
     images = images_of(source, bundle, data=data, accept=accept, quiet=quiet)
     part = images.split("val")
     limit = PARITY_CASES if bundle.document["task"] == "segmentation" else PARITY_IMAGES
     chosen = np.linspace(0, len(part) - 1, min(limit, len(part)), dtype=int)
     step = Progress("exporting", quiet=quiet)
-    model = restore_model(bundle)
     runtime = bundle.pipeline.runtime
     onnx = onnx_bytes(model, in_chans=runtime.in_chans, size=runtime.size)
     files: dict[str, bytes | None] = {**without_ir(), "model.onnx": onnx}
@@ -75,11 +83,14 @@ def export(
     if openvino:
         files["model.xml"], files["model.bin"] = ir_of(onnx, opened.root / "model.xml")
         said["openvino"] = {"precision": FLOAT32, "tolerance": TOLERANCE}
-    place = Path(out) if out is not None else opened.root
+    if keep is not None:
+        assert isinstance(bundle, Bundle)  # a segmenter has no keep rate, which set_rate says
+        files["golden.npz"] = golden_answers(model, opened, bundle)
+        changes["keep"] = held_answers(onnx, opened, bundle, images, keep, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder:
         # Parity is recorded in the bundle that is kept, so what is asked is its twin, without these figures.
         try:
-            twin = rewrite(opened, Path(folder) / "bundle", files=files, changes={"runtimes": said})
+            twin = rewrite(opened, Path(folder) / "bundle", files=files, changes={**changes, "runtimes": said})
         except ModelError as problem:
             # Golden images see a wrong network before the validation images do.
             raise ExportError("X602", opened.root, problem.problem, "Nothing was written. Report the model") from None
@@ -87,8 +98,18 @@ def export(
             step.sometimes(f"asking {name} in a clean process")
             parity, milliseconds = _prove(model, bundle, twin, name, images.pictures(part, chosen))
             said[name] |= {"parity": parity, "milliseconds_per_image_at_batch": milliseconds}
-    rewrite(opened, place, files=files, changes=_changes(opened, bundle, said))
-    return _told(place, opened, said)
+    rewrite(opened, place, files=files, changes={**changes, **_changes(opened, bundle, said)})
+    return _told(place, opened, said, changes.get("keep", {}).get("told", []))
+
+
+def _place(opened: Opened, out: str | Path | None, keep: float | None) -> Path:
+    """Where the bundle is written: what is there is replaced, so it must be a bundle."""
+    if out is None:
+        return opened.root if keep is None else opened.root.with_name(f"{opened.root.name}-keep{keep:g}")
+    place = Path(out)
+    if place.exists() and not (place / "model.json").is_file():
+        raise UsageError("U212", place, "something is there that is no bundle", "Name a new folder with --out")
+    return place
 
 
 def _prove(
@@ -115,10 +136,10 @@ def _changes(opened: Opened, bundle: Bundle | SegmenterBundle, said: dict[str, d
     return {"runtimes": said, "parity": said["onnx"]["parity"], "latency": latency}
 
 
-def _told(place: Path, opened: Opened, said: dict[str, dict[str, Any]]) -> Outcome:
+def _told(place: Path, opened: Opened, said: dict[str, dict[str, Any]], kept: Sequence[str]) -> Outcome:
     from medloom.deployment.runtime_engines import TITLES
 
-    lines = []
+    lines = list(kept)
     for name, values in said.items():
         parity, speed = values["parity"], values["milliseconds_per_image_at_batch"]
         what = f"{parity['images']} images" if "images" in parity else f"{parity['cases']} cases"
