@@ -40,6 +40,7 @@ def measured(
 
     from medloom.deployment.bundle import Bundle, load
     from medloom.errors import DataError
+    from medloom.machine import peak_memory
 
     model = load(bundle, runtime=runtime, threads=threads)
     network = model.pipeline.runtime
@@ -56,7 +57,8 @@ def measured(
             "network": _timed(lambda x=x_BCS: network.logits(x), batch, seconds, most),
             "file to answer": _timed(lambda f=files: answers(f), batch, seconds, most),
         }
-    found["peak_memory_mib"] = _peak_memory()
+    peak = peak_memory()
+    found["peak_memory_mib"] = round(peak / 2**20, 1) if peak else None
     return found
 
 
@@ -86,15 +88,6 @@ def _timed(work: Any, batch: int, seconds: float, most: int) -> dict[str, Any]:
         "images_per_second": round(batch / middle, 2),
         "turns": len(taken),
     }
-
-
-def _peak_memory() -> float | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 if __name__ == "__main__":
