@@ -5,31 +5,15 @@ python -m medloom.workflows.benchmark_child JSON
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
-
-_STARTED = time.perf_counter()  # before anything of ours is imported: a cold start includes that
-
-import json  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from pathlib import Path
+from typing import Any
 
 BATCHES = (1, 16)
 WARM = 3
-
-
-def cold_start(bundle: str, runtime: str, threads: int | None, image: str) -> dict[str, Any]:
-    """Seconds from the start of this module to the first answer, and whether torch was imported on the way."""
-    from medloom.workflows.predict import predict
-
-    done = predict(bundle, [image], runtime=runtime, threads=threads)
-    return {
-        "seconds": round(time.perf_counter() - _STARTED, 4),
-        "cpu_seconds": round(time.process_time(), 4),
-        "torch": "torch" in sys.modules,
-        "refused": done.values["refused"],
-    }
 
 
 def measured(
@@ -93,9 +77,8 @@ def _timed(work: Any, batch: int, seconds: float, most: int) -> dict[str, Any]:
 if __name__ == "__main__":
     from medloom.errors import MedloomError
 
-    _task, _request = json.loads(sys.argv[1])
     try:
-        _found = cold_start(**_request) if _task == "cold" else measured(**_request)
+        _found = measured(**json.loads(sys.argv[1]))
     except MedloomError as _problem:
         sys.stderr.write(f"{_problem}\n")
         sys.exit(_problem.exit_code)
