@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from older_cpu import answers_of_an_older_cpu
 from PIL import Image as PIL
 
 import medloom
@@ -270,18 +270,7 @@ def test_a_run_on_a_table_finds_its_images_beside_it(float_bundle: Path, labelle
     assert found.pictures(part, range(len(part))) == [file for file in files if "val" in file.parts]
 
 
-ANSWERS = """
-import sys, medloom
-from medloom.data.phantom import golden_images
-answers = medloom.load(sys.argv[1], runtime="openvino", threads=1).predict(golden_images(3, 64, 1))
-print(*(a.probabilities["PNEUMONIA"] for a in answers))
-"""
-
-
 @pytest.mark.parametrize("instructions", ["AVX2", "SSE41"])
 def test_X605_a_cpu_without_the_newest_instructions_answers_alike(exported: Path, instructions: str) -> None:
     here = [a.probabilities["PNEUMONIA"] for a in medloom.load(exported).predict(golden_images(3, 64, 1))]
-    older = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
-    done = subprocess.run([sys.executable, "-c", ANSWERS, str(exported)], env=older, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [float(text) for text in done.stdout.split()] == pytest.approx(here, abs=1e-4)
+    assert answers_of_an_older_cpu(exported, instructions, 64) == pytest.approx(here, abs=1e-4)

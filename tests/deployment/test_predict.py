@@ -157,6 +157,19 @@ def test_progress_reaches_the_end(original: Path, folder: Path) -> None:
     assert seen == [(k, 8) for k in range(1, 9)]
 
 
+def test_a_classifier_answers_without_what_only_volumes_and_recipes_need(original: Path, folder: Path) -> None:
+    """A cold start pays for every import."""
+    code = (
+        "import sys\n"
+        "from medloom.workflows.predict import predict\n"
+        "predict(sys.argv[1], sys.argv[2:])\n"
+        "print([m for m in ('torch', 'scipy', 'medloom.config', 'yaml', 'matplotlib') if m in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code, str(original), str(folder / "plain.png")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_predict_works_with_torch_not_installed(original: Path, folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -14,14 +14,16 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medloom.config import DataConfig
 from medloom.data.medmnist_sets import set_of_file
 from medloom.data.records import SPLITS, Dataset, Record
 from medloom.errors import DataError
+
+if TYPE_CHECKING:
+    from medloom.config import DataConfig
 
 _REMEDY = "Write {train,val,test}_images of uint8 (N, H, W) or (N, H, W, 3) and *_labels of integers (N, 1) or (N, K)"
 _loading = threading.Lock()

@@ -11,12 +11,11 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
-from medloom.config import DataConfig
 from medloom.data.arrays import array_row
 from medloom.data.formats import file_type_of
 from medloom.data.modes import BURNED_IN, merge_equal_channels, to_labels, to_pixels
@@ -24,6 +23,9 @@ from medloom.data.patches import SUFFIXES as PATCH_SUFFIXES
 from medloom.data.patches import patch_row
 from medloom.data.records import Dataset, Record
 from medloom.errors import DataError
+
+if TYPE_CHECKING:
+    from medloom.config import DataConfig
 
 Convert = Callable[[Any, bytes, str], tuple[np.ndarray, int, tuple[str, ...]]]
 Expect = Mapping[str, Sequence[str]]

@@ -6,10 +6,13 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from medloom.config import DataConfig
 from medloom.data.records import SPLITS
 from medloom.errors import DataError
+
+if TYPE_CHECKING:
+    from medloom.config import DataConfig
 
 SPLIT_NAMES = {
     "train": "train",

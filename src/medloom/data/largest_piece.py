@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 
 def keep_largest(positions_S: np.ndarray) -> np.ndarray:
@@ -17,6 +16,8 @@ def keep_largest(positions_S: np.ndarray) -> np.ndarray:
     Returns:
         uint8 of the same shape; the argument is left as it is.
     """
+    from scipy import ndimage  # half a second that no answer with classes needs
+
     out = np.zeros_like(positions_S)
     touching = ndimage.generate_binary_structure(positions_S.ndim, positions_S.ndim)
     for position in np.unique(positions_S)[np.unique(positions_S) > 0].tolist():

@@ -18,15 +18,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medloom.config import DataConfig
 from medloom.data.labels import SPLIT_NAMES
 from medloom.data.records import Dataset, Record
 from medloom.data.tables import read_table
 from medloom.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from medloom.config import DataConfig
 
 CLASSES = ("normal", "tumor")
 SLIDE = "wsi"

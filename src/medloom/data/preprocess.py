@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image as PIL
 
-from medloom.config import PreprocessConfig
 from medloom.data.intensity import curve, to_grey, to_integers
 from medloom.errors import DataError
 
 if TYPE_CHECKING:
+    from medloom.config import PreprocessConfig
     from medloom.data.images import Image
 
 FORMAT = 1

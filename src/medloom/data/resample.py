@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 SLAB_VOXELS = 4_000_000
 """Voxels of the new grid that are worked on at a time: 16 MB of float32."""
@@ -127,6 +126,8 @@ def _smoothed(values: np.ndarray, axis: int, count: int) -> np.ndarray:
     ratio = values.shape[axis] / count
     if ratio <= 1:
         return values
+    from scipy.ndimage import gaussian_filter1d  # half a second that answers without volumes do not need
+
     return np.asarray(gaussian_filter1d(values, (ratio - 1) / 2, axis=axis, mode="nearest"))
 
 

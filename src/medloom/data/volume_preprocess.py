@@ -14,15 +14,17 @@ Shapes: B batch, C channels, K classes, X Y Z voxels to the right, anterior, sup
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medloom.config_segmentation import VolumeConfig
 from medloom.data.geometry import resampled_affine
 from medloom.data.resample import resample, resample_argmax
 from medloom.data.volumes import Volume, canonical
 from medloom.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from medloom.config_segmentation import VolumeConfig
 
 FORMAT = 1
 """Raised whenever ``to_uint16`` would give other values for the same fields; part of every cache key."""

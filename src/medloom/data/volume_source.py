@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from medloom.config import DataConfig
 from medloom.data.dicom import is_dicom_file
 from medloom.data.dicom_series import read_series
 from medloom.data.records import Dataset, Record
 from medloom.data.volumes import Volume, is_volume, read_nifti
+
+if TYPE_CHECKING:
+    from medloom.config import DataConfig
 
 
 def read_volume(

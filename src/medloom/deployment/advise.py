@@ -23,7 +23,13 @@ MEASURED_SIZE, LEAST_SIZE = 224, 64
 """Pixels per side at which candidates are measured, and the least that is proposed."""
 
 INT8_GAIN = 2.0
-"""What int8 is expected to bring over ONNX Runtime in float32, where nothing was measured: the low end of what was."""
+"""How many times as fast int8 is taken to be as ONNX Runtime in float32: an assumption, and the answer says so."""
+
+BASE_BYTES, BYTES_PER_PARAMETER = 0.2e9, 20.0
+"""Memory of answering, estimated: interpreter, packages and one image; the weights as stored, checked, in the network's
+file and in the runtime, which holds them in its own order too. HATR-Conv2D (15 million) took 0.4 GB; this says 0.5."""
+
+HERE = "measured on this machine"
 
 CANDIDATES = (
     "conv2d",
@@ -58,10 +64,12 @@ class Asked:
     Attributes:
         task: ``classification`` or ``segmentation``.
         volume: whether the images have three axes.
-        cores, memory, gpu_memory: of the machine that answers; gigabytes, 0 without a GPU.
-        latency: milliseconds that one image may take.
+        cores: of the machine that answers; figures that were measured here are those of so many threads.
+        memory: gigabytes that it has, 0 where nobody knows.
+        gpu_memory: gigabytes of its GPU, 0 without one.
+        latency: milliseconds that one image may take; of a classifier alone.
         labels: labelled images (or cases) to train on; None where nobody said.
-        size: pixels per side that the network is to see.
+        size: pixels per side that the network is to see; of a classifier alone.
     """
 
     task: str
@@ -106,16 +114,19 @@ def committed_figures() -> dict[str, Any]:
     return found
 
 
-def advise(asked: Asked, figures: Mapping[str, Any], *, measured_here: bool) -> Advice:
+def advise(asked: Asked, elsewhere: Mapping[str, Any], here: Mapping[str, Any] | None = None) -> Advice:
     """Walk the tree.
 
     Args:
-        figures: as of :func:`committed_figures`, or measured on this machine.
-        measured_here: which of the two.
+        elsewhere: as of :func:`committed_figures`.
+        here: the same of this machine. Model by model it goes before the other.
     """
     if asked.task == "segmentation":
         return _segmentation(asked)
-    return _classification(asked, figures, measured_here)
+    away = f"measured elsewhere on {elsewhere['machine']}"
+    rows = {**_at_size(elsewhere, asked.size, away), **(_at_size(here, asked.size, HERE) if here else {})}
+    measured_at = int(elsewhere.get("size", MEASURED_SIZE))
+    return _classification(asked, rows, measured_at)
 
 
 def _segmentation(asked: Asked) -> Advice:
@@ -138,21 +149,20 @@ def _segmentation(asked: Asked) -> Advice:
         )
     else:
         reasons.append(f"The tree's own leaf; its {claim} was not measured here")
+    reasons.append("Not used for masks, of which no times are at hand: cores, memory, latency and size")
     compression = ["export: OpenVINO beside ONNX"]
     return Advice(model, compression, branch, reasons, contradicts, None)
 
 
-def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: bool) -> Advice:
+def _classification(asked: Asked, rows: Mapping[str, Mapping[str, Any]], measured_at: int) -> Advice:
     edge = asked.gpu_memory < 4
     branch = ["Task? classification", f"Edge (no GPU of 4 GB)? {'yes' if edge else 'no'}"]
     reasons: list[str] = []
     contradicts: list[str] = []
-    rows = _at_size(figures, asked.size)
     few = asked.labels is not None and asked.labels < FEW_LABELS
     if asked.labels is not None:
         branch.append(f"Fewer than {FEW_LABELS} labelled images? {'yes' if few else 'no'} ({asked.labels})")
     branch.append(f"Budget per image? {asked.latency:g} ms on {asked.cores} cores, {asked.size} pixels")
-    measured_at = int(figures.get("size", MEASURED_SIZE))
     if asked.size != measured_at:
         reasons.append(f"times are those of {measured_at} pixels, scaled by the area: measure before you rely on them")
     preferred = PREFERENCE["edge" if edge else "server"]
@@ -163,6 +173,7 @@ def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: boo
     if few:
         order = sorted(order, key=lambda name: float(rows[name]["parameters"]))
         reasons.append(f"{asked.labels} labelled images are few: small networks first, and published weights help most")
+    order = _within_memory(order, rows, asked.memory, reasons)
     fits = [m for m in order if rows[m]["batch 1"] <= asked.latency]
     with_int8 = [m for m in order if rows[m]["batch 1"] / INT8_GAIN <= asked.latency]
     compression = ["export: OpenVINO beside ONNX"]
@@ -172,15 +183,17 @@ def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: boo
         if model != order[0]:
             reasons.append(f"{order[0]}, which comes before it, takes {rows[order[0]]['batch 1']:g} ms")
         if edge:
-            compression.append("quantize: int8, if it passes the gate, is faster still")
+            compression.append("quantize: int8, if it passes the gate; medloom benchmark tells what it brings")
     elif with_int8:
         model = with_int8[0]
         reasons.append(f"{model} takes {rows[model]['batch 1']:g} ms in float32: it fits only when quantised")
+        reasons.append(_INT8)
         compression.append(f"quantize: int8 must bring {rows[model]['batch 1'] / asked.latency:.1f} times")
     else:
         model = min(order, key=lambda name: float(rows[name]["batch 1"]))
         took = rows[model]["batch 1"]
         reasons.append(f"Nothing here answers within {asked.latency:g} ms; {model}, with {took:g} ms, comes nearest")
+        reasons.append(_INT8)
         compression += ["prune: 1.8 times", "quantize: int8"]
         smaller = int(asked.size * (INT8_GAIN * asked.latency / took) ** 0.5) // 16 * 16
         if smaller >= LEAST_SIZE:
@@ -191,19 +204,50 @@ def _classification(asked: Asked, figures: Mapping[str, Any], measured_here: boo
     if edge and larger:
         compression.append(f"distill: let {larger}, or the best model that you can train, teach it")
     contradicts += _against_the_text(edge, rows, asked, model)
-    shown = sorted(rows, key=lambda name: float(rows[name]["batch 1"]))
-    where = "measured on this machine" if measured_here else f"measured elsewhere on {figures['machine']}"
-    table = [
-        {"model": n, **rows[n], "size": asked.size, "where": where, "fits": rows[n]["batch 1"] <= asked.latency}
-        for n in shown
-    ]
+    if any(row["where"] != HERE for row in rows.values()):
+        reasons.append(
+            f"times from elsewhere are of one thread of that processor: not scaled to {asked.cores} cores, and no "
+            "promise for another processor"
+        )
+    shown = sorted(rows, key=lambda name: (rows[name]["where"] != HERE, float(rows[name]["batch 1"])))
+    table = [{"model": n, **rows[n], "size": asked.size, "fits": rows[n]["batch 1"] <= asked.latency} for n in shown]
     return Advice(model, compression, branch, reasons, contradicts, float(rows[model]["batch 1"]), table)
 
 
-def _at_size(figures: Mapping[str, Any], size: int) -> dict[str, dict[str, Any]]:
+_INT8 = (
+    f"that int8 is {INT8_GAIN:g} times as fast is an assumption: medloom benchmark on the quantised bundle measures it"
+)
+
+
+def _at_size(figures: Mapping[str, Any], size: int, where: str) -> dict[str, dict[str, Any]]:
     """Rows with the time of another size: that of convolutions and of windows goes with the area."""
     scale = (size / int(figures.get("size", MEASURED_SIZE))) ** 2
-    return {name: {**row, "batch 1": round(row["batch 1"] * scale, 3)} for name, row in figures["rows"].items()}
+    return {
+        name: {
+            **row,
+            "batch 1": round(row["batch 1"] * scale, 3),
+            "where": where,
+            "memory_estimate": round((BASE_BYTES + BYTES_PER_PARAMETER * row["parameters"]) / 1e9, 2),
+        }
+        for name, row in figures["rows"].items()
+    }
+
+
+def _within_memory(
+    order: list[str], rows: Mapping[str, Mapping[str, Any]], memory: float, reasons: list[str]
+) -> list[str]:
+    """Those that the machine's memory holds, by an estimate from their parameters; of none, the smallest."""
+    if not memory:
+        reasons.append("not used: memory, of which nothing is known")
+        return order
+    kept = [name for name in order if rows[name]["memory_estimate"] <= memory]
+    left = [f"{name} {rows[name]['memory_estimate']:g} GB" for name in order if name not in kept]
+    if left:
+        reasons.append(f"more than {memory:g} GB of memory, as estimated from parameters: {', '.join(left)}")
+    if not kept:
+        reasons.append("nothing here fits into this memory; the smallest is proposed")
+        kept = [min(order, key=lambda name: float(rows[name]["memory_estimate"]))]
+    return kept
 
 
 def _against_the_text(edge: bool, rows: Mapping[str, Any], asked: Asked, model: str) -> list[str]:
@@ -219,7 +263,10 @@ def _against_the_text(edge: bool, rows: Mapping[str, Any], asked: Asked, model: 
     if edge and asked.cores < 8 and rows[model]["batch 1"] <= asked.latency:
         out.append(f"The tree asks for 8 cores at the edge: {asked.cores} are enough for {model} within this budget")
     if not edge and model != "coatnet_0":
-        out.append("The tree's leaf is CoAtNet; it does not fit the budget on this machine's CPU, or labels are few")
+        why = (
+            "it does not fit the budget or the memory, or labels are few" if "coatnet_0" in rows else "it was not timed"
+        )
+        out.append(f"The tree's leaf is CoAtNet; {why}")
     return out
 
 
@@ -229,9 +276,11 @@ def summary(advice: Advice, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += [f"  {text}" for text in advice.reasons]
     lines += ["then:", *(f"  {text}" for text in advice.compression)]
     lines += [f"against the founding text: {text}" for text in advice.contradicts]
-    if rows:
-        lines.append(f"figures, network alone, one image of {rows[0]['size']} pixels ({rows[0]['where']}):")
+    where = None
     for row in rows:
+        if row["where"] != where:
+            where = row["where"]
+            lines.append(f"figures, network alone, one image of {row['size']} pixels ({where}):")
         mark = "fits" if row["fits"] else "too slow"
         lines.append(
             f"  {row['model']:20} {row['batch 1']:8.1f} ms  {row['parameters'] / 1e6:7.1f} M parameters  {mark}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import softmax
 
 from medloom.data.case_answer import Windows, answer_case, answer_slabs
 from medloom.data.case_restore import Case, Grid, planes, restore_case, restore_slabs, to_pixels
@@ -168,6 +167,8 @@ class SegmentPipeline:
     def _answer(self, case: Case, name: str, probabilities: bool, progress: Callable[[int, int], None]) -> Segmentation:
         if not probabilities:
             return self.finish(self.positions(case, progress), case, name)
+        from scipy.special import softmax  # a third of a second that no answer with classes needs
+
         logits_KS = self.logits(case)
         answer = self.finish(restore_case(logits_KS, self.preprocess, case), case, name)
         chances_KS = softmax(np.stack(list(planes(logits_KS, self.preprocess, case))), axis=0)

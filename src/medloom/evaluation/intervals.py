@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 Array = np.ndarray
 Statistic = Callable[[Array], Mapping[str, Array]]
@@ -127,6 +126,8 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion; stays honest at 0 and 1 (16 of 16 proves only that it is above 0.806)."""
     if n <= 0:
         return Interval(None, None, "none", "not estimable (0 images)")
+    from scipy.special import ndtri  # a third of a second that no answer of a bundle needs
+
     z = float(ndtri((1 + confidence) / 2))
     p = hits / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -136,7 +137,8 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> Interval:
 
 def newcombe_auc(value: float, positives: float, negatives: float, confidence: float = 0.95) -> Interval:
     """Score-like interval of an AUC, for samples so well separated that every resample gives the same value."""
-    from scipy.optimize import brentq  # a third of a second that no answer of a bundle needs
+    from scipy.optimize import brentq  # as above
+    from scipy.special import ndtri
 
     z = float(ndtri((1 + confidence) / 2))
     star = (positives + negatives) / 2 - 1
@@ -190,6 +192,8 @@ def _bca_quantiles(value: float, samples: Array, left_out: Array, quantiles: Arr
     share = ((samples < value).sum() + 0.5 * (samples == value).sum()) / max(len(samples), 1)
     if not 0 < share < 1 or len(left_out) < 20:
         return None
+    from scipy.special import ndtr, ndtri  # as above
+
     bias = float(ndtri(share))
     influence = left_out.mean() - left_out
     spread = float((influence**2).sum())

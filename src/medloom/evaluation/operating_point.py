@@ -6,17 +6,19 @@ A threshold tuned on the test images flatters; a test shows by how much. D124 is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medloom.config import EvaluationConfig
 from medloom.errors import GateError, ModelError
 from medloom.evaluation.intervals import bootstrap, entry, wilson
 from medloom.evaluation.metrics import confusion, decisions
 from medloom.evaluation.predictions import Predictions
 from medloom.evaluation.questions import Question, questions
 from medloom.files import sha256_json
+
+if TYPE_CHECKING:
+    from medloom.config import EvaluationConfig
 
 Array = np.ndarray
 GATE = 50  # images of either side below which a threshold is not tuned (D124)

@@ -7,11 +7,8 @@ What a resume was made to accept also goes into ``ledger.jsonl``. Only the main 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 
 import torch
 
-from medloom import files
+from medloom import files, machine
 from medloom.errors import ModelError, ResourceError, UsageError
 from medloom.files import RunDirectory
 from medloom.training import checkpoint
@@ -232,13 +229,7 @@ def _has_epochs(log: Path) -> bool:
 
 def peak_memory() -> dict[str, int]:
     """Most memory that this process has held, in bytes: ``peak_memory``, and ``peak_device_memory`` on a GPU."""
-    peak = {
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    }
-    with contextlib.suppress(OSError, StopIteration):
-        # Linux hands a child the other figure of its parent; this one begins with the program.
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        peak["peak_memory"] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    peak = {"peak_memory": machine.peak_memory()}
     if torch.cuda.is_available():
         peak["peak_device_memory"] = torch.cuda.max_memory_allocated()
     return peak

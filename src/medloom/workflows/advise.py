@@ -11,7 +11,7 @@ from typing import Any
 from medloom.deployment.advise import CANDIDATES, Asked, advise, committed_figures, summary
 from medloom.errors import UsageError
 from medloom.files import make_folder, write_json
-from medloom.workflows.environment import cpu_name, memory_gib
+from medloom.workflows.environment import cpu_name, gpu_memory_gib, memory_gib
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress
 
@@ -38,8 +38,10 @@ def advise_here(
 
     Args:
         task, labels: found from ``data`` where that is given.
-        cores, memory, gpu_memory: of the machine that will answer; what this one has where they are left out.
-        size: pixels per side that the network is to see.
+        cores, memory, gpu_memory: of the machine that will answer; what this one has where they are left out (of a
+            GPU, what torch tells). Figures from elsewhere are of one thread whatever ``cores`` says; a model that is
+            estimated to need more than ``memory`` is not proposed. For masks only ``gpu_memory`` counts.
+        latency, size: milliseconds per image and pixels per side that the network is to see, of a classifier.
         measure: time the candidates that ``cache`` does not know yet, each in a process of its own.
 
     Raises:
@@ -52,21 +54,23 @@ def advise_here(
     if wrong or (gpu_memory is not None and gpu_memory < 0):
         raise UsageError("U237", wrong[0] if wrong else "--gpu-memory", "not a positive number", "Correct it")
     found = _of_data(data) if data is not None else {}
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own_gpu = gpu_memory_gib() if gpu_memory is None else None
     asked = Asked(
         task=task or found.get("task") or TASKS[0],
         volume=volume or bool(found.get("volume")),
-        cores=cores or here,
+        cores=cores or own_cores,
         memory=memory if memory is not None else memory_gib(),
-        gpu_memory=gpu_memory if gpu_memory is not None else 0.0,
+        gpu_memory=gpu_memory if gpu_memory is not None else own_gpu or 0.0,
         latency=latency,
         labels=labels if labels is not None else found.get("labels"),
         size=size,
     )
     own = _measured(Path(cache), asked.cores, models, quiet) if measure else _cached(Path(cache), asked.cores)
-    figures = own or committed_figures()
-    advice = advise(asked, figures, measured_here=own is not None)
+    advice = advise(asked, committed_figures(), own)
     gpu = f"a GPU of {asked.gpu_memory:g} GB" if asked.gpu_memory else "no GPU"
+    if gpu_memory is None and own_gpu is None:
+        gpu += " (torch, which would see one, is not installed)"
     described = (
         f"asked: {asked.task}{' of volumes' if asked.volume else ''}, {asked.cores} cores, {asked.memory:g} GB of "
         f"memory, {gpu}, {asked.latency:g} ms an image"
@@ -74,6 +78,12 @@ def advise_here(
     lines = [described, *summary(advice, advice.figures)]
     if own is None:
         lines.append("no figure was measured on this machine: medloom advise --measure takes some minutes")
+    elif advice.figures and advice.model not in own["rows"]:
+        lines.append(f"{advice.model} was not measured on this machine: medloom advise --measure goes on")
+    if own is not None and asked.cores > own_cores:
+        lines.append(
+            f"this machine has {own_cores} cores: its figures with {asked.cores} threads are not those of more"
+        )
     return Outcome({"asked": vars(asked), **advice.as_dict(), "measured_here": own is not None}, tuple(lines))
 
 

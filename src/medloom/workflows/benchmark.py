@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ import numpy as np
 from medloom.errors import DataError, UsageError
 from medloom.files import write_json
 from medloom.machine import instructions
+from medloom.workflows.cold_start import cold_start
 from medloom.workflows.environment import cpu_name
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.progress import Progress
 
-COLD_STARTS = 3
 PHANTOMS = 16
 
 
@@ -39,8 +38,8 @@ def benchmark(
     """Measure bundles on this machine; what is compared was measured in one go, one process after another.
 
     Per bundle and runtime: median, 95th and 99th per cent of the time at batch 1 and 16, of the network alone and from
-    image file to answer; images per second; peak memory of the process; seconds of ``predict`` on one image from the
-    start of the process to the answer (cold start). Volumes are measured at batch 1, from file to mask. A float bundle
+    image file to answer; images per second; peak memory of the process; seconds of the command ``medloom predict`` on
+    one image, from its start to its end (cold start). Volumes are measured at batch 1, from file to mask. A float bundle
     that prunes its tokens is joined by its twin with all of them where torch is installed, and what that gains is told.
 
     Args:
@@ -84,14 +83,9 @@ def benchmark(
                 continue
             files = _images(images, model, Path(folder) / str(number))
             request = {"bundle": str(model.root), "runtime": name, "threads": threads}
-            row |= _child("measure", {**request, "images": files, "seconds": seconds, "most": most})
-            if row["task"] != "segmentation":
-                starts = [_child("cold", {**request, "image": files[0]}) for _ in range(COLD_STARTS)]
-                row["cold_start"] = {
-                    "median_s": statistics.median(s["seconds"] for s in starts),
-                    "cpu_s": statistics.median(s["cpu_seconds"] for s in starts),
-                    "torch": any(s["torch"] for s in starts),
-                }
+            row |= _child({**request, "images": files, "seconds": seconds, "most": most})
+            masks = row["task"] == "segmentation"
+            row["cold_start"] = cold_start(model.root, name, threads, files[0], masks=masks)
             rows.append(row)
     whole: dict[str, Any] = {
         "machine": _machine(threads),
@@ -163,8 +157,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _child(task: str, request: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "medloom.workflows.benchmark_child", json.dumps([task, request])]
+def _child(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "medloom.workflows.benchmark_child", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -5,31 +5,15 @@ python -m medloom.workflows.benchmark_child JSON
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
-
-_STARTED = time.perf_counter()  # before anything of ours is imported: a cold start includes that
-
-import json  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from pathlib import Path
+from typing import Any
 
 BATCHES = (1, 16)
 WARM = 3
-
-
-def cold_start(bundle: str, runtime: str, threads: int | None, image: str) -> dict[str, Any]:
-    """Seconds from the start of this module to the first answer, and whether torch was imported on the way."""
-    from medloom.workflows.predict import predict
-
-    done = predict(bundle, [image], runtime=runtime, threads=threads)
-    return {
-        "seconds": round(time.perf_counter() - _STARTED, 4),
-        "cpu_seconds": round(time.process_time(), 4),
-        "torch": "torch" in sys.modules,
-        "refused": done.values["refused"],
-    }
 
 
 def measured(
@@ -40,6 +24,7 @@ def measured(
 
     from medloom.deployment.bundle import Bundle, load
     from medloom.errors import DataError
+    from medloom.machine import peak_memory
 
     model = load(bundle, runtime=runtime, threads=threads)
     network = model.pipeline.runtime
@@ -56,7 +41,8 @@ def measured(
             "network": _timed(lambda x=x_BCS: network.logits(x), batch, seconds, most),
             "file to answer": _timed(lambda f=files: answers(f), batch, seconds, most),
         }
-    found["peak_memory_mib"] = _peak_memory()
+    peak = peak_memory()
+    found["peak_memory_mib"] = round(peak / 2**20, 1) if peak else None
     return found
 
 
@@ -88,21 +74,11 @@ def _timed(work: Any, batch: int, seconds: float, most: int) -> dict[str, Any]:
     }
 
 
-def _peak_memory() -> float | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
 if __name__ == "__main__":
     from medloom.errors import MedloomError
 
-    _task, _request = json.loads(sys.argv[1])
     try:
-        _found = cold_start(**_request) if _task == "cold" else measured(**_request)
+        _found = measured(**json.loads(sys.argv[1]))
     except MedloomError as _problem:
         sys.stderr.write(f"{_problem}\n")
         sys.exit(_problem.exit_code)

@@ -98,6 +98,17 @@ def memory_gib() -> float:
     return 0.0
 
 
+def gpu_memory_gib() -> float | None:
+    """Memory of the first GPU, 0 without one; None where torch is not installed, which would tell."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()
