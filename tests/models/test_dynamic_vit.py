@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_tokens import check_runtimes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medloom.blocks.selection import kept_mask
 from medloom.blocks.taps import Taps
-from medloom.deployment.export import onnx_bytes
-from medloom.deployment.runtime import Runtime
 from medloom.errors import ModelError, UsageError
 from medloom.models import dynamic_vit
 from medloom.models.dynamic_vit import DynamicViT, TokenPredictor, draw
@@ -189,29 +188,5 @@ def test_C511_an_image_that_does_not_divide_into_patches(x_BCHW: Tensor) -> None
         build()(x_BCHW[:, :, :60])
 
 
-class WithKept(nn.Module):
-    """Logits and kept tokens as one output, to ask a runtime for both."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        taps: Taps = {}
-        logits_BK = self.model(x_BCHW, taps)
-        return torch.cat([logits_BK, taps["kept"].value], dim=1)
-
-
 def test_the_runtimes_keep_the_same_tokens(x_BCHW: Tensor) -> None:
-    model = WithKept(build(keep_rate=0.6))
-    data = onnx_bytes(model, in_chans=1, size=(64, 64))
-    with torch.no_grad():
-        here = model(x_BCHW).numpy()
-    there = {"onnxruntime": Runtime(data).logits(x_BCHW.numpy())}
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    core = openvino.Core()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    there["openvino"] = core.compile_model(core.read_model(data, b""), "CPU", hints)(x_BCHW.numpy())[0]
-    for name, found in there.items():
-        np.testing.assert_allclose(found[:, :2], here[:, :2], atol=1e-4, err_msg=name)
-        assert (found[:, 2:] == here[:, 2:]).all(), name
+    check_runtimes(build(keep_rate=0.6), x_BCHW)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_tokens import check_runtimes
 from safetensors.torch import save_file
 
 from medloom.blocks.taps import Taps
@@ -23,7 +24,7 @@ SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 def build(**options: object) -> TokenPruned:
     torch.manual_seed(0)
-    model = create_model("token_pruned", num_classes=2, in_chans=1, image_size=64, **{**SMALL, **options})
+    model = create_model("token_pruned", num_classes=2, in_chans=1, **{"image_size": 64, **SMALL, **options})
     assert isinstance(model, TokenPruned)
     return model.eval()
 
@@ -127,6 +128,34 @@ def test_onnx_answers_as_torch_does(x_BCHW: torch.Tensor, method: str) -> None:
     runtime = Runtime(onnx_bytes(model, in_chans=1, size=(64, 64)))
     for images in (x_BCHW, x_BCHW[:1]):
         torch.testing.assert_close(torch.from_numpy(runtime.logits(images.numpy())), model(images), atol=1e-4, rtol=0)
+
+
+def test_the_runtimes_keep_the_same_tokens_behind_both_cuts(x_BCHW: torch.Tensor) -> None:
+    kept_BN = check_runtimes(build(keep_rate=0.5, second_keep=0.5), x_BCHW)
+    assert kept_BN.sum(1).tolist() == [16] * 3
+    assert not torch.equal(kept_BN[0], kept_BN[1])
+
+
+@pytest.mark.parametrize("trunk", ["test_convnext", "timm/test_efficientnet"])
+@torch.no_grad()
+def test_any_trunk_of_timm_is_a_stem(x_BCHW: torch.Tensor, trunk: str) -> None:
+    model = build(trunk=trunk, patch_size=16, keep_rate=0.5)
+    taps: Taps = {}
+    answer = model(x_BCHW, taps)
+    assert answer.shape == (3, 2)
+    assert answer.isfinite().all()
+    assert (answer[0] - answer[1]).abs().max() > 0
+    assert taps["features.0"].value.shape == (3, 32, 4, 4)
+    assert taps["kept"].value.sum(1).tolist() == [8] * 3
+    assert sum(p.numel() for p in model.trunk.parameters()) > 0
+
+
+@torch.no_grad()
+def test_a_tenth_of_many_tokens_is_more_than_the_floor() -> None:
+    taps: Taps = {}
+    model = build(keep_rate=0.1, image_size=112)
+    assert model(torch.randn(2, 1, 112, 112), taps).isfinite().all()
+    assert taps["kept"].value.sum(1).tolist() == [16] * 2  # of 196, and 19.6 is nearest to 16
 
 
 def test_reduction_needs_a_body_of_ours() -> None:

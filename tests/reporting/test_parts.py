@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_page import Page
+from html_page import Page, report
 from PIL import Image
 
 from medloom.files import RunDirectory
@@ -81,6 +81,7 @@ def test_an_audit_of_nothing_has_a_page(tmp_path: Path) -> None:
 
 def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
+    kept = (generator.random((3, 4)) < 0.5).astype(np.uint8)
     entries = [
         Picture(
             f"id\n{i}",
@@ -93,6 +94,7 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
             {"token_weight.0": generator.random((3, 4)).astype(np.float32)} if i else {},
             generator.integers(0, 256, shape).astype(np.uint8) if i else None,
             0.0125 if i else None,
+            kept if i else None,
         )
         for i, shape in enumerate([(9, 7), (8, 8, 3)])
     ]
@@ -111,12 +113,32 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
         assert before.rebuilt_error == after.rebuilt_error
         assert (before.rebuilt is None) == (after.rebuilt is None)
         assert before.rebuilt is None or np.array_equal(before.rebuilt, after.rebuilt)
+        assert (before.kept is None) == (after.kept is None)
+        assert before.kept is None or np.array_equal(before.kept, after.kept)
         assert before.weights.keys() == after.weights.keys()
         assert all(np.array_equal(before.weights[k], after.weights[k]) for k in before.weights)
     first = (tmp_path / "pictures.npz").read_bytes()
     write_pictures(run, entries)
     assert (tmp_path / "pictures.npz").read_bytes() == first
     assert {f["id"] for f in json.loads((tmp_path / "pictures.json").read_text())} == {"id\n0", "id\n1"}
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_the_kept_tokens_of_a_run_are_on_its_report(run: RunDirectory) -> None:
+    kept = np.zeros((4, 4), np.uint8)
+    kept[1, 2] = kept[3, 0] = kept[0, 0] = kept[2, 3] = 1
+    image = np.full((32, 32), 200, np.uint8)
+    score = {"token_score": np.linspace(0, 1, 16).reshape(4, 4)}
+    names = ("a.png", "b.png")
+    write_pictures(run, [Picture(n, "A", "A", True, 0.5, "A", image, score, kept=kept) for n in names])
+    page = report(run)
+    shown = {values["alt"]: str(values["src"]) for tag, values in page.tags if tag == "img"}
+    for name in names:
+        drawn = Image.open(io.BytesIO(base64.b64decode(shown[f"kept tokens of {name}"].partition(",")[2])))
+        cells = np.asarray(drawn.convert("L")).reshape(4, 8, 4, 8).mean((1, 3))
+        assert np.array_equal(cells > 130, kept > 0)  # between 200 and its 0.3
+    assert "the tokens that the model kept (25 percent of them)" in page.text
+    assert "score by which the tokens were chosen" in page.text
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:

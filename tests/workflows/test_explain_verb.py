@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def test_the_page_is_self_contained_escapes_names_and_says_what_it_is_not(
     assert "have not been tested as an explanation" in page
     assert "not a medical device" in page
     assert page.count("<figure>") == 3
+
+
+def test_answers_of_both_views_stand_beside_maps_of_one(pruned: Path, scans: Path, tmp_path: Path) -> None:
+    opened = load(pruned)
+    both = replace(opened, pipeline=replace(opened.pipeline, flip_average=True))
+    told, pages = "mean of the image and its mirror; the maps are of the image as it is", []
+    for bundle, out in ((opened, tmp_path / "a"), (both, tmp_path / "b")):
+        row = explain(bundle, [scans / "a.png"], out=out).values["images"][0]
+        pages.append((told in (out / "tokens.html").read_text(encoding="utf-8"), row["score"], row["probability"]))
+        assert row["network_off"] < 1e-4
+    assert [page[0] for page in pages] == [False, True]
+    assert pages[0][1] == pages[1][1]
+    assert pages[0][2] != pages[1][2]
 
 
 def test_another_keep_rate_changes_the_maps_and_not_the_answer(pruned: Path, scans: Path, tmp_path: Path) -> None:

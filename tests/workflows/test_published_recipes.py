@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from medloom.config import load_recipe
+from medloom.data.patients import assign_patients
 from medloom.data.preprocess import Preprocess
+from medloom.data.records import Record
 from medloom.models.registry import create_model, list_models
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
@@ -28,6 +30,21 @@ def test_a_recipe_builds_its_network_at_its_size(path: Path) -> None:
         ).eval()
         answer = model(torch.empty(2, in_chans, *size))
     assert answer.shape == ((2, 3, *size) if masks else (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("patch", "slide"),
+    [
+        ("normal/normal_001_37276_186047.png", "normal_001"),
+        ("normal/tumor_004_37276_186047.png", "tumor_004"),
+        ("tumor/tumor_110_0_256.png", "tumor_110"),
+        ("tumor/test_002_512_0.png", "test_002"),
+        ("tumor/other_002_512_0.png", None),
+    ],
+)
+def test_the_slide_of_every_kind_of_name_in_camelyon16(patch: str, slide: str | None) -> None:
+    rule = load_recipe(FOLDER / "camelyon16.yaml").data.patient
+    assert [r.patient for r in assign_patients((Record(patch, patch),), rule)] == [slide]
 
 
 @pytest.mark.parametrize("name", [*PAPER, "medvit_small", "resnet50", "hatr_resnet50", "vit_small", "conv2d"])

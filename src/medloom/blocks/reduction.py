@@ -27,6 +27,9 @@ from medloom.blocks.transformer import AttentionBlock, Block
 class Dropping:
     """EViT: behind the attention of some blocks the tokens that CLS looks at least are fused into one.
 
+    The fused token is their mean: the weights, by which CLS looks at them, are made to sum to one. The paper takes the
+    plain sum of a_i x_i, whose size follows the attention that they have together.
+
     Attributes:
         keep_rate: share of the grid tokens that each cut keeps.
         at: blocks (from 0) that cut.

@@ -111,9 +111,10 @@ class TokenPruned(nn.Module):
         Args:
             rate: share of the tokens that enter the blocks.
             second: share of those that survive half way.
-            adaptive: keep more tokens for busy images than for plain ones: the smallest bucket of 0.3, 0.5, 0.7 and 1
-                that holds ``mass`` of the softmax of the image's scores. Its shapes follow the image, so this is for
-                PyTorch; a bundle is exported at ``keep_rate``.
+            adaptive: keep more tokens where the scores are flat (many matter alike), fewer where few tokens hold
+                ``mass`` of them: the smallest bucket of 0.3, 0.5, 0.7 and 1 that holds ``mass`` of the softmax of the
+                image's scores. Its shapes follow the image, so this is for PyTorch; a bundle is exported at
+                ``keep_rate``.
 
         Raises:
             UsageError: U208, a rate outside (0, 1].

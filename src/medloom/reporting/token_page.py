@@ -17,6 +17,8 @@ MEANING = (
     f"maps are no explanation: {NO_EXPLANATION}."
 )
 
+BOTH = "Each answer is the mean of the image and its mirror; the maps are of the image as it is."
+
 
 def token_html(
     name: str,
@@ -26,6 +28,7 @@ def token_html(
     *,
     notes: Sequence[Sequence[str]],
     warnings: Sequence[str] = (),
+    flip_average: bool = False,
 ) -> str:
     """One self-contained HTML page as text.
 
@@ -36,10 +39,12 @@ def token_html(
         facts: term and text, told at the top.
         notes: further lines below each image, in the order of ``shown``.
         warnings: what a reader must know first.
+        flip_average: the answers are of each image and its mirror, the maps of the image alone.
     """
     scales = drawn_scales(shown)
     pictures = [{**example(p, scales), "notes": list(lines)} for p, lines in zip(shown, notes, strict=True)]
     without = f"; {len(refused)} refused" if refused else ""
+    meaning = f"{BOTH} {MEANING}" if flip_average else MEANING
     flags = [{"text": text, "tone": "red"} for text in warnings]
     flags += [{"text": "Token maps, not an explanation", "tone": "amber"}, {"text": NOT_A_DEVICE, "tone": ""}]
     return render(
@@ -48,7 +53,7 @@ def token_html(
         made_by="MedLoom explain",
         name=name,
         flags=flags,
-        sentence=f"{plural(len(shown), 'image')} with answer and tokens{without}. {MEANING}",
+        sentence=f"{plural(len(shown), 'image')} with answer and tokens{without}. {meaning}",
         rows=facts,
         pictures={
             "groups": [{"title": "", "pictures": pictures}] if pictures else [],

@@ -11,7 +11,8 @@ shares: Rao et al., arXiv 2106.02034.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +117,31 @@ def added_losses(
 
         added.append(AddedLoss("distillation", recipe.distill.weight, distillation))
     if recipe.tokens.attention_weight > 0:
-        added.append(AddedLoss("attention", recipe.tokens.attention_weight, _attention(model, teacher)))
+        added.append(AddedLoss("attention", recipe.tokens.attention_weight, _attention(model, teacher, preprocess)))
     return tuple(added)
+
+
+def check_attention(model: nn.Module, teacher: nn.Module | None, preprocess: Preprocess) -> None:
+    """Refuse ``tokens.attention_weight`` where the scores cannot learn from the teacher's attention.
+
+    The teacher is shown one empty image; either network may be without memory (device ``meta``).
+
+    Args:
+        preprocess: of both.
+
+    Raises:
+        UsageError: U225.
+    """
+    place, remedy = "tokens.attention_weight", "Name a vit, deit or token_pruned run in distill.teacher, or set it to 0"
+    if teacher is None or not scores_tokens(model):
+        raise UsageError("U225", place, "it needs a model that scores its tokens, and a teacher", remedy)
+    taps: dict[str, Any] = {}
+    device = next(teacher.parameters()).device
+    with torch.no_grad():
+        teacher(torch.zeros(1, preprocess.in_chans, *preprocess.size, device=device), taps)
+    maps, cells = _last_maps(taps), math.prod(model.grid)  # type: ignore[arg-type]
+    if not maps or any(tap.value.shape[-1] - tap.prefix != cells for tap in maps):
+        raise UsageError("U225", place, "the teacher's attention is not on the grid of the scores", remedy)
 
 
 def for_stage(added: tuple[AddedLoss, ...], *, scorer_alone: bool) -> tuple[AddedLoss, ...]:
@@ -175,21 +199,25 @@ def keep_ratio_error(outputs: dict[str, Tensor]) -> Tensor:
     return (outputs["kept_share"].float() - outputs["kept_goal"]).square().mean(dim=1).sum()
 
 
-def _attention(model: nn.Module, teacher: nn.Module | None) -> Callable[[dict[str, Tensor], Batch], Tensor]:
-    place, remedy = "tokens.attention_weight", "Name a vit, deit or token_pruned run in distill.teacher, or set it to 0"
-    if teacher is None or not scores_tokens(model):
-        raise UsageError("U225", place, "it needs a model that scores its tokens, and a teacher", remedy)
+def _last_maps(taps: Mapping[str, Any]) -> list[Any]:
+    """The taps of the attention of a network's last blocks; none of one without attention."""
+    names = sorted((k for k in taps if k.startswith("attention.")), key=lambda k: int(k.partition(".")[2]))
+    return [taps[name] for name in names[-TEACHER_BLOCKS:]]
+
+
+def _attention(
+    model: nn.Module, teacher: nn.Module | None, preprocess: Preprocess
+) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+    check_attention(model, teacher, preprocess)
+    assert teacher is not None
 
     def total(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         taps: dict[str, Any] = {}
         with torch.no_grad():
             teacher(batch.x_BCHW, taps)
-        names = sorted((k for k in taps if k.startswith("attention.")), key=lambda k: int(k.partition(".")[2]))
-        maps = [taps[name] for name in names[-TEACHER_BLOCKS:]]
         score_BN = outputs["token_score"].float()
-        if not maps or any(tap.value.shape[-1] - tap.prefix != score_BN.shape[1] for tap in maps):
-            raise UsageError("U225", place, "the teacher's attention is not on the grid of the scores", remedy)
-        looks_BN = torch.stack([tap.value[:, :, 0, tap.prefix :].float().mean(1) for tap in maps]).mean(0)
+        maps_BN = [tap.value[:, :, 0, tap.prefix :].float().mean(1) for tap in _last_maps(taps)]
+        looks_BN = torch.stack(maps_BN).mean(0)
         looks_BN = looks_BN / looks_BN.sum(dim=1, keepdim=True)
         return F.kl_div(score_BN.log_softmax(1), looks_BN, reduction="sum")
 

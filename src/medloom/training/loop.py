@@ -143,7 +143,7 @@ def fit(
         steps_per_epoch = len(work.steps(1))
         total_steps = config.epochs * steps_per_epoch
         total_steps = min(total_steps, config.max_steps or total_steps)
-        token_stages.check_stages(recipe, model, steps_per_epoch, total_steps)
+        token_stages.check_stages(recipe, model, steps_per_epoch)
         journal.open(state, total_steps, resume=resume, accept=accept)
         for text in work.notices:
             journal.notice(text)

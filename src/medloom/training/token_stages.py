@@ -61,15 +61,18 @@ def scorer_alone(recipe: Recipe, model: nn.Module, epoch: int) -> bool:
     return scores_tokens(model) and epoch <= recipe.tokens.scorer_epochs
 
 
-def check_stages(recipe: Recipe, model: nn.Module, steps_per_epoch: int, total_steps: int) -> None:
+def check_stages(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> None:
     """Refuse a run that would end while the scorer still learns alone: its blocks and head would have learnt nothing.
+
+    Args:
+        steps_per_epoch: 1 before the data are known: what is too short then is too short with more.
 
     Raises:
         UsageError: U227.
     """
-    alone = recipe.tokens.scorer_epochs
-    if scores_tokens(model) and alone and total_steps <= alone * steps_per_epoch:
-        told = f"its {alone} epochs are the whole run of {total_steps} steps, so blocks and head would learn nothing"
+    alone, total = recipe.tokens.scorer_epochs, recipe.train.epochs * steps_per_epoch
+    if scores_tokens(model) and alone and min(total, recipe.train.max_steps or total) <= alone * steps_per_epoch:
+        told = f"its {alone} epochs are the whole run, so blocks and head would learn nothing"
         raise UsageError("U227", "tokens.scorer_epochs", told, "Give train.epochs and train.max_steps more")
 
 

@@ -220,7 +220,8 @@ def _write(
     if apart > SAME:
         warnings.append(f"The restored network's logits differ from the bundle's by up to {apart:.1e}")
     refused = [row for row in values["images"] if row["error"]]
-    page = token_html(bundle.name, shown, refused, _facts(values), notes=notes, warnings=warnings)
+    flips = bundle.pipeline.flip_average
+    page = token_html(bundle.name, shown, refused, _facts(values), notes=notes, warnings=warnings, flip_average=flips)
     scales = drawn_scales(shown)
     with atomic_directory(out) as stage:
         for (k, _), entry in zip(explained, shown):

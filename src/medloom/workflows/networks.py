@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
+from medloom.data.preprocess import Preprocess
 from medloom.data.records import Dataset, read_csv
-from medloom.deployment.bundle import load_classifier
+from medloom.deployment.bundle import Bundle, load_classifier
 from medloom.deployment.export import restore_model
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, sha256_file
 from medloom.models.registry import create_model
 from medloom.models.weights import load_weights
+from medloom.training.added_losses import check_attention
+from medloom.training.token_stages import check_stages
 from medloom.workflows.prepare import Prepared
 
 
@@ -46,6 +50,31 @@ def architecture_of(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def check_learning(recipe: Recipe, model: nn.Module | None) -> None:
+    """Refuse before the data are read what does not depend on them: stages that are the whole run, and the teacher.
+
+    Args:
+        model: as the recipe describes it, with or without memory; None where it could not be made so.
+
+    Raises:
+        UsageError: U227; U225, the teacher sees another input, or its attention cannot teach the scores. What a bundle
+            is refused for.
+    """
+    if model is not None:
+        check_stages(recipe, model, 1)
+    named, preprocess, teacher = recipe.distill.teacher, Preprocess.from_config(recipe.preprocess), None
+    bundle = None if named is None else load_classifier(named)
+    if bundle is not None:
+        _check_input(bundle, preprocess, f"distill.teacher {named}")
+    if model is None or recipe.tokens.attention_weight == 0:
+        return
+    # A network that cannot be made or run without memory is judged when it is built.
+    with contextlib.suppress(RuntimeError), torch.device("meta"):
+        if bundle is not None:
+            teacher = create_model(**bundle.document["architecture"]).eval()
+        check_attention(model, teacher, preprocess)
+
+
 def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[nn.Module | None, str]:
     """The network of ``distill.teacher``, frozen, and the hash of its weights; nothing where the recipe names none.
 
@@ -63,15 +92,21 @@ def load_teacher(recipe: Recipe, prepared: Prepared, device: torch.device) -> tu
     if bundle.classes != classes:
         told = f"it knows the classes {', '.join(bundle.classes)}, and these data have {', '.join(classes)}"
         raise UsageError("U225", place, told, "Choose a teacher of the same classes, in the same order")
-    theirs, ours = bundle.preprocess.as_dict(), prepared.preprocess.as_dict()
-    other = sorted(key for key in ours if ours[key] != theirs.get(key))
-    if other:
-        told = f"it sees other input ({', '.join(f'preprocess.{key}' for key in other)})"
-        raise UsageError("U225", place, told, "Train student and teacher with the same preprocess part")
+    _check_input(bundle, prepared.preprocess, place)
     home = RunDirectory(Path(recipe.distill.teacher))
     refuse_taught_test_images(home, prepared.dataset, ("test",), recipe.data.accept)
     model = restore_model(bundle).to(device).requires_grad_(False)
     return model, sha256_file(Path(bundle.root) / "model.safetensors")
+
+
+def _check_input(bundle: Bundle, preprocess: Preprocess, place: str) -> None:
+    """Refuse a teacher of another input (U225); statistics are compared once they are known."""
+    theirs, ours = bundle.preprocess.as_dict(), preprocess.as_dict()
+    unknown = () if preprocess.mean else ("mean", "std")
+    other = sorted(key for key in ours if key not in unknown and ours[key] != theirs.get(key))
+    if other:
+        told = f"it sees other input ({', '.join(f'preprocess.{key}' for key in other)})"
+        raise UsageError("U225", place, told, "Train student and teacher with the same preprocess part")
 
 
 def refuse_taught_test_images(

@@ -42,16 +42,18 @@ def with_number_format(recipe: Recipe, device: torch.device) -> Recipe:
 
 
 def open_run(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
-    """Refuse what needs no look at the data, and make the folder of a new run."""
-    check_model(recipe)
+    """Refuse to go on under another recipe, or make the folder of a new run."""
     if resume:
         check_recipe(recipe, run)
     else:
         make_folder(run.root)
 
 
-def check_model(recipe: Recipe) -> None:
+def check_model(recipe: Recipe) -> nn.Module | None:
     """Refuse before the data are read what does not depend on them: the model's name, options and weights.
+
+    Returns:
+        the model for two classes, on the device ``meta``; None where the data decide, or it takes memory to make it.
 
     Raises:
         UsageError: U206, U207, U208, U209. ModelError: C501, C502, C511, C512.
@@ -63,10 +65,13 @@ def check_model(recipe: Recipe) -> None:
     patch = recipe.segmentation.patch
     size, in_chans = (draft.size, draft.in_chans) if patch is None else (patch, 1)
     if input_of(recipe.model.name)["spatial_dims"] != len(size):
-        return  # whether they are images or volumes the data say, and refuse the other
+        return None  # whether they are images or volumes the data say, and refuse the other
     # A network that cannot be made without memory is judged when it is built.
     with contextlib.suppress(RuntimeError), torch.device("meta"):
-        create_model(recipe.model.name, num_classes=2, in_chans=in_chans, image_size=size, **recipe.model.options)
+        return create_model(
+            recipe.model.name, num_classes=2, in_chans=in_chans, image_size=size, **recipe.model.options
+        )
+    return None
 
 
 def check_recipe(recipe: Recipe, run: RunDirectory) -> None:
@@ -82,7 +87,7 @@ def check_recipe(recipe: Recipe, run: RunDirectory) -> None:
 def announce(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> None:
     """Write what the run is, and let the other processes in.
 
-    Late, so that what was refused for its data or its model leaves no recipe that looks like a run.
+    Late, so that what was refused for its data, its model or how it is to learn leaves no recipe that looks like a run.
     """
     if not resume:
         write_json(run.environment, environment())

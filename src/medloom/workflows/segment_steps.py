@@ -26,7 +26,7 @@ from medloom.training.loop import FitResult
 from medloom.training.segmentation import CaseExamples, segmenting
 from medloom.workflows import segment_score
 from medloom.workflows.networks import build
-from medloom.workflows.run_steps import announce, device_of, open_run, run_fit, without_scoring
+from medloom.workflows.run_steps import announce, check_model, device_of, open_run, run_fit, without_scoring
 from medloom.workflows.segment_prepare import PreparedCases, load_cases, prepare_cases
 from medloom.workflows.train import TrainedRun
 
@@ -35,6 +35,7 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     """The main process: everything that is written is written here."""
     started = time.monotonic()
     device = device_of(recipe)
+    check_model(recipe)
     open_run(recipe, run, resume=resume)
     prepared = prepare_cases(recipe, run, resume=resume, quiet=quiet)
     architecture = architecture_of(recipe, prepared)

@@ -26,15 +26,16 @@ from medloom.training.batches import Examples
 from medloom.training.classification import classifying
 from medloom.training.distributed import World
 from medloom.training.fingerprint import fingerprint
-from medloom.training.loop import FitResult
 from medloom.training.predict import predict_logits
 from medloom.training.reconstruction import reconstructs
+from medloom.training.token_stages import check_stages
+from medloom.training.work import Work
 from medloom.workflows import score
 from medloom.workflows.examples import pictures
-from medloom.workflows.networks import architecture_of, build, load_teacher
+from medloom.workflows.networks import architecture_of, build, check_learning, load_teacher
 from medloom.workflows.prepare import Prepared, load_pixels, prepare
 from medloom.workflows.run_bundle import write_run_bundle
-from medloom.workflows.run_steps import announce, device_of, open_run, run_fit, without_scoring
+from medloom.workflows.run_steps import announce, check_model, device_of, open_run, run_fit, without_scoring
 from medloom.workflows.train import TrainedRun
 
 EVALUATION_BATCH = 64
@@ -44,13 +45,15 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     """The main process: everything that is written is written here."""
     started = time.monotonic()
     device = device_of(recipe)
+    check_learning(recipe, check_model(recipe))
     open_run(recipe, run, resume=resume)
     prepared = prepare(recipe, run, resume=resume, quiet=quiet)
     notices: list[str] = []
     model = build(recipe, architecture_of(recipe, prepared), notices.append)
-    announce(recipe, run, world, resume=resume)
     pixels = to_device(prepared.cache, device)
-    fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=quiet)
+    work, marks = _work(model, recipe, prepared, pixels, device, world)
+    announce(recipe, run, world, resume=resume)
+    fitted = run_fit(model, work, recipe, run, marks, device, world, resume=resume, quiet=quiet)
     told = (*notices, *fitted.notices)
     if ended := without_scoring(run, fitted, started, told):
         return ended
@@ -82,7 +85,8 @@ def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> 
     prepared = load_pixels(recipe, run, dataset)
     model = build(recipe, architecture_of(recipe, prepared))
     pixels = to_device(prepared.cache, device)
-    fitted = _fit(model, recipe, run, prepared, pixels, device, world, resume=resume, quiet=True)
+    work, marks = _work(model, recipe, prepared, pixels, device, world)
+    fitted = run_fit(model, work, recipe, run, marks, device, world, resume=resume, quiet=True)
     if fitted.exit_code:
         return TrainedRun(run, {}, 0.0, fitted.exit_code)
     for split in ("val", "test"):
@@ -103,18 +107,14 @@ def decide(table: Predictions, decision: dict[str, Any]) -> np.ndarray:
     return table.probabilities.argmax(axis=1)
 
 
-def _fit(
-    model: nn.Module,
-    recipe: Recipe,
-    run: RunDirectory,
-    prepared: Prepared,
-    pixels: DevicePixels,
-    device: torch.device,
-    world: World,
-    *,
-    resume: bool,
-    quiet: bool,
-) -> FitResult:
+def _work(
+    model: nn.Module, recipe: Recipe, prepared: Prepared, pixels: DevicePixels, device: torch.device, world: World
+) -> tuple[Work, dict[str, Any]]:
+    """What is learnt from, and the run's fingerprint; refused here is all that data, model and recipe together forbid.
+
+    Raises:
+        UsageError: U221, U222, U225, U227. DataError: D117, D134, a mask that cannot be read.
+    """
     dataset = prepared.dataset
     train = dataset.select("train")
     weights = class_weights(train.targets(), len(dataset.classes), recipe.imbalance, dataset.classes)
@@ -143,7 +143,8 @@ def _fit(
         teacher=teacher,
         world=world,
     )
-    return run_fit(model, work, recipe, run, marks, device, world, resume=resume, quiet=quiet)
+    check_stages(recipe, model, len(work.steps(1)))
+    return work, marks
 
 
 def _score(
