@@ -1,6 +1,7 @@
 """What does it cost in accuracy to look at fewer tokens? Real chest X-rays, one checkpoint per seed, many keep rates.
 
-    python benchmarks/token_accuracy.py run --data chest_xray          # three seeds, resumable
+    python benchmarks/token_accuracy.py run --data chest_xray --baselines    # three seeds, resumable
+    python benchmarks/token_accuracy.py speed                                # of the exported networks, machine quiet
     python benchmarks/token_accuracy.py summary
 
 Each seed trains ``recipes/pneumonia_cpu_token_pruned.yaml`` once and scores the official test images at every keep rate
@@ -8,7 +9,8 @@ and with the published ways of saving tokens on the same weights (all tokens thr
 the blocks, untrained for it). The AUC loss against all tokens is paired: the same images, patients and seeds
 resampled together. The adaptive mode chooses among the rates image by image; what it costs is the mean over the test
 images of what ran for each. Beside it, with ``--baselines``, ResNet-18, ViT-Small and DynamicViT at keep 0.7 trained by
-the same recipe: accuracy, best training accuracy, parameters, images per second of the exported network.
+the same recipe: accuracy, best training accuracy, parameters, images per second of the exported network. ``speed``
+measures those anew, since what an export noted may have been timed beside other trainings.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from medloom.files import RunDirectory, write_json
 from medloom.models.macs import count_macs
 from medloom.models.pruning import reduce_tokens
 from medloom.models.token_pruned import BUCKETS, TokenPruned
+from medloom.workflows.benchmark import benchmark
 from medloom.workflows.environment import environment
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -219,6 +222,19 @@ def speed(bundle: Bundle) -> dict[str, float]:
     return {f"batch {batch}": round(1000 / value, 1) for batch, value in found.items()}
 
 
+def measure_speed(runs: Path, threads: int) -> None:
+    """Write images per second into what is recorded: network alone, ONNX Runtime; also with all tokens where some go."""
+    for file in sorted(FOLDER.glob("*.json")):
+        measured = benchmark([runs / file.stem / "bundle"], threads=threads).values
+        one = json.loads(file.read_text())
+        for row in measured["rows"]:
+            if row["runtime"] == "onnx":
+                key = "images_per_second_all_tokens" if "twin_of" in row else "images_per_second"
+                one[key] = {b: row[b]["network"]["images_per_second"] for b in ("batch 1", "batch 16")}
+                print(f"{file.stem}, {key}: {one[key]}", flush=True)
+        write_json(file, one | {"timed_on": measured["machine"]})
+
+
 def summary() -> dict[str, Any]:
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     ours = [one for one in found if one["name"] == "token_pruned"]
@@ -236,7 +252,8 @@ def summary() -> dict[str, Any]:
             rows[label]["auc_minus_all_tokens"] = seeds_difference(pairs, "auc", resamples=2000, seed=0)["difference"]
     networks = {
         one["name"]: {
-            **{k: one[k] for k in ("parameters", "best_training_accuracy", "images_per_second", "minutes")},
+            **{k: one[k] for k in ("parameters", "best_training_accuracy", "minutes")},
+            **{k: one[k] for k in one if k.startswith("images_per_second")},
             "test": one["test_metrics_at_recipe"],
             "ways": {
                 label: {
@@ -282,15 +299,18 @@ def table(one: dict[str, Any], label: str) -> Predictions:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("run", "summary"))
+    parser.add_argument("step", choices=("run", "speed", "summary"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--baselines", action="store_true", help="ResNet-18, ViT-Small and DynamicViT too")
     parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "token_accuracy")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    parser.add_argument("--threads", type=int, default=2, help="of speed")
     arguments = parser.parse_args()
     if arguments.step == "run":
         run(arguments)
+    if arguments.step == "speed":
+        measure_speed(arguments.runs, arguments.threads)
     print(json.dumps(summary()["rows"], indent=1))
 
 

@@ -39,8 +39,9 @@ def benchmark(
 
     Per bundle and runtime: median, 95th and 99th per cent of the time at batch 1 and 16, of the network alone and from
     image file to answer; images per second; peak memory of the process; seconds of the command ``medloom predict`` on
-    one image, from its start to its end (cold start). Volumes are measured at batch 1, from file to mask. A float bundle
-    that prunes its tokens is joined by its twin with all of them where torch is installed, and what that gains is told.
+    one image, from its start to its end (cold start). Volumes are measured at batch 1, from file to mask. A bundle that
+    prunes its tokens, in float32, is joined by its twin with all of them where torch is installed, and what that gains
+    is told.
 
     Args:
         images: files to answer; default, synthetic JPEG files of the size of the model's input (volumes: NIfTI).
