@@ -223,7 +223,7 @@ def speed(bundle: Bundle) -> dict[str, float]:
 
 
 def measure_speed(runs: Path, threads: int) -> None:
-    """Write images per second into what is recorded: network alone, ONNX Runtime; also with all tokens where some go."""
+    """Write images per second into what is recorded: network alone, ONNX Runtime; of pruned ones with all tokens."""
     for file in sorted(FOLDER.glob("*.json")):
         measured = benchmark([runs / file.stem / "bundle"], threads=threads).values
         one = json.loads(file.read_text())
