@@ -18,6 +18,8 @@ from medloom.data.scan import scan
 from medloom.data.volume_preprocess import VolumePreprocess
 from medloom.data.volume_source import read_case_volume
 from medloom.data.volumes import canonical
+from medloom.errors import DataError
+from medloom.workflows.segment_prepare import open_case
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,13 @@ def test_N309_a_mask_whose_header_rounds_otherwise_gets_the_grid_of_its_image(tm
         again = volume_labels(dataset, dataset.records[0], canonical(image))
         np.testing.assert_array_equal(again.affine, image.affine)
         np.testing.assert_array_equal(again.array, mask.array)
+
+
+def test_N307_a_case_to_learn_from_that_is_too_large_on_the_models_grid_is_named(tmp_path: Path) -> None:
+    dataset = opened(volumes(tmp_path))
+    with pytest.raises(DataError, match="N307") as refused:
+        open_case(dataset, dataset.records[0], VolumePreprocess(spacing=(0.01, 0.01, 0.01)), DataConfig())
+    assert refused.value.place == "imagesTr/c0.nii.gz"
 
 
 @pytest.mark.parametrize(

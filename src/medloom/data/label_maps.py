@@ -41,7 +41,7 @@ def picture_labels(dataset: Dataset, record: Record, size: tuple[int, int], max_
 def volume_labels(dataset: Dataset, record: Record, image: Volume, prefer: str = "refuse") -> Volume:
     """The mask of a volume as positions in ``dataset.label_values``, on the grid and in the order of its image's file.
 
-    Its affine is the image's: what two headers may differ by would else be rounded to two shapes when both are resampled.
+    Its affine is the image's: resampled by their own, two headers that agree within tolerance may round to two shapes.
 
     Args:
         image: as read or canonical.
