@@ -142,31 +142,6 @@ def test_folds_test_every_case_once_and_go_on_where_they_stopped(masks: Path, tm
     assert (tmp_path / "folds" / "fold0" / "metrics.json").stat().st_mtime_ns == stamp
 
 
-def test_T411_finished_folds_of_another_experiment_are_not_mixed_in(
-    masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two of three folds are finished; the third would be trained under what changed."""
-    recipe = MASKS | {"train": MASKS["train"] | {"epochs": 1}, "data": {"split_column": "none", "val_fraction": 0.2}}
-    root = tmp_path / "folds"
-    for fold in range(2):
-        train(recipe, data=masks, out=root / f"fold{fold}", overrides=("data.folds=3", f"data.fold={fold}"))
-    other = write_phantom_masks(tmp_path / "other", n_patients=24, size=48, seed=2)
-    changed = recipe | {"segmentation": {"batch_dice": True}}
-    trained = []
-    monkeypatch.setattr("medloom.workflows.cross_validate.train", lambda *a, **k: trained.append(k["out"]))
-    for asked, folds, options, words in (
-        (changed, 3, {"data": masks}, "segmentation.batch_dice"),
-        (recipe, 2, {"data": masks}, "data.folds: 3 -> 2"),
-        (recipe, 2, {"data": masks, "accept": ("T411",)}, "the data changed"),  # other folds are other parts
-        (recipe, 3, {"data": masks, "seed": 5}, "train.seed"),
-        (recipe, 3, {"data": other}, "the data changed"),
-    ):
-        with pytest.raises(UsageError, match="T411") as refused:
-            cross_validate(asked, folds, out=root, resume=True, **options)
-        assert words in str(refused.value)
-    assert trained == []
-
-
 def test_another_data_set_is_judged_and_stands_in_the_report(finished: TrainedRun, tmp_path: Path) -> None:
     other = write_phantom_masks(tmp_path / "elsewhere", n_patients=12, size=64, seed=9)
     done = evaluate(finished.directory.root, data=other, name="elsewhere")

@@ -90,9 +90,7 @@ def cross_validate(
         if fold in finished:
             continue
         told.keep(f"fold {fold} of {folds}")
-        done = train(
-            resolved, out=run.root, overrides=_overrides(folds, fold), resume=run.recipe.exists(), quiet=quiet
-        )
+        done = train(resolved, out=run.root, overrides=_overrides(folds, fold), resume=run.recipe.exists(), quiet=quiet)
         if done.exit_code:
             return Folds(root, {"folds": []}, time.monotonic() - started, done.exit_code)
     values = collect(root, folds, resolved)
@@ -153,9 +151,7 @@ def _require_same(finished: dict[int, RunDirectory], folds: int, recipe: Recipe,
         check_recipe(own[fold], run)
     path = Path(str(recipe.data.path))
     with Progress("reading images", quiet=quiet) as step:
-        dataset = scan(
-            open_dataset(path, recipe.data), recipe.data, prefer=recipe.volume.prefer, progress=step
-        ).dataset
+        dataset = scan(open_dataset(path, recipe.data), recipe.data, prefer=recipe.volume.prefer, progress=step).dataset
     for fold, run in finished.items():
         now = make_splits(dataset, own[fold].data, own[fold].train.seed).dataset
         require_same_data(read_csv(run.records, path), now, run.records)
