@@ -192,7 +192,8 @@ def test_M222_a_tilted_gantry(tmp_path: Path) -> None:
 def test_M220_several_series_are_refused_and_can_be_parted(tmp_path: Path) -> None:
     folder = save(tmp_path / "s", [*planes(4), *planes(3, series=2, along=SAGITTAL)])
     assert refused(folder).code == "M220"
-    groups = group_series(folder)
+    groups, damaged = group_series(folder)
+    assert damaged == []
     assert sorted(len(paths) for paths in groups.values()) == [3, 4]
     assert sorted(read_series(paths).shape[2] for paths in groups.values()) == [3, 4]
 

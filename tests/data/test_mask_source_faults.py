@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,24 @@ def test_D116_a_dataset_json_without_labels(tmp_path: Path) -> None:
     for text in ("{", '{"labels": 3}', '{"labels": {"a": "b"}}', "[]"):
         (root / "dataset.json").write_text(text)
         assert refused(root).code == "D116"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "a": 1, "ignore": 2},
+        {"background": 0, "whole": [1, 2], "ignore": 3},
+        {"0": "background", "1": "a", "2": "ignore"},
+    ],
+)
+def test_N314_voxels_to_ignore_are_no_structure(tmp_path: Path, labels: dict[str, Any]) -> None:
+    root = volumes(tmp_path)
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    problem = refused(root)
+    assert problem.code == "N314"
+    assert "ignore" in problem.problem
+    assert refused(root, label_values=(0, 1, 2)).code == "N314", "its name would be ignore"
+    assert opened(root, label_values=(0, 1, 2), classes=("none", "a", "unsure")).classes[2] == "unsure"
 
 
 def test_N313_an_image_without_its_mask_and_a_mask_without_its_image(tmp_path: Path) -> None:

@@ -12,8 +12,14 @@ from mask_trees import mask, opened, pairs, picture, volumes
 from nifti_files import save, volume_of
 
 from medloom.config import DataConfig
+from medloom.data.label_maps import volume_labels
 from medloom.data.records import Dataset, Record, read_csv
 from medloom.data.scan import scan
+from medloom.data.volume_preprocess import VolumePreprocess
+from medloom.data.volume_source import read_case_volume
+from medloom.data.volumes import canonical
+from medloom.errors import DataError
+from medloom.workflows.segment_prepare import open_case
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,30 @@ def test_trees_of_volumes(tmp_path: Path, image: str, label: str) -> None:
     found = scan(dataset, DataConfig(), workers=1)
     assert {r.spacing for r in found.dataset.records} == {(1.5, 2.0, 3.0)}
     assert all(r.pixel_hash and r.mask_hash for r in found.dataset.records)
+
+
+def test_N309_a_mask_whose_header_rounds_otherwise_gets_the_grid_of_its_image(tmp_path: Path) -> None:
+    root, grid = volumes(tmp_path), VolumePreprocess(spacing=(1.0, 1.0, 1.0))
+    shape, turned = (9, 7, 65), [[0, -2.0, 0, 5], [1.5, 0, 0, 5], [0, 0, 2.5, 0], [0, 0, 0, 1]]
+    for affine in (np.diag([1.5, 2.0, 2.5, 1.0]), np.array(turned)):
+        save(root / "imagesTr" / "c0.nii.gz", volume_of(shape), affine)
+        near = affine.copy()
+        near[2, 2] += 5e-7  # 65 slices: 162.5 mm become 162 voxels, and 162.50003 become 163
+        save(root / "labelsTr" / "c0.nii.gz", (volume_of(shape) // 70).astype(np.uint8), near)
+        dataset = opened(root)
+        image = read_case_volume(dataset, dataset.records[0], DataConfig())
+        mask = volume_labels(dataset, dataset.records[0], image)
+        assert grid.labels(mask, (0, 1, 2)).shape == grid.to_uint16(image).shape[1:]
+        again = volume_labels(dataset, dataset.records[0], canonical(image))
+        np.testing.assert_array_equal(again.affine, image.affine)
+        np.testing.assert_array_equal(again.array, mask.array)
+
+
+def test_N307_a_case_to_learn_from_that_is_too_large_on_the_models_grid_is_named(tmp_path: Path) -> None:
+    dataset = opened(volumes(tmp_path))
+    with pytest.raises(DataError, match="N307") as refused:
+        open_case(dataset, dataset.records[0], VolumePreprocess(spacing=(0.01, 0.01, 0.01)), DataConfig())
+    assert refused.value.place == "imagesTr/c0.nii.gz"
 
 
 @pytest.mark.parametrize(

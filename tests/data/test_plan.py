@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from medloom.data.plan_memory import STEP, largest_batch, largest_patch, step_gi
 from medloom.data.plan_strides import BEHIND, WINDOWED, plan_strides, stride_factor
 from medloom.data.scan import scan
 from medloom.data.sources import open_dataset
-from medloom.errors import UsageError
+from medloom.errors import DataError, UsageError
 from medloom.models.maxvit_trunk import stage_strides, stage_windows
 from medloom.models.registry import create_model
 from medloom.workflows.plan import plan
@@ -101,6 +102,32 @@ def test_computed_tomography_is_known_by_its_values(tmp_path: Path) -> None:
     assert recipe.volume.intensity == "window"
     assert recipe.volume.window is not None
     assert -920 < recipe.volume.window[0] < recipe.volume.window[1] < -760
+
+
+def test_test_cases_decide_nothing(tmp_path: Path) -> None:
+    """Their spacing, their sizes and the values in their masks stay unseen, as imagesTs and labelsTs."""
+    root = cases(tmp_path, (20, 20, 20), [(1.0, 1.0, 1.0)] * 4, offset=-1000)
+    rng = np.random.default_rng(1)
+    label = np.zeros((40, 40, 40), dtype=np.uint8)
+    label[4:30, 4:30, 4:30] = 1
+    for folder, array in (("imagesTs", rng.normal(900, 50, label.shape).astype(np.int16)), ("labelsTs", label)):
+        (root / folder).mkdir()
+        for k in range(6):
+            save(root / folder / f"t{k}.nii.gz", array, np.diag([3.0, 3.0, 3.0, 1.0]))
+    made, recipe = planned(root)
+    assert recipe.volume.spacing == (1.0, 1.0, 1.0)
+    assert recipe.volume.window is not None
+    assert recipe.volume.window[1] < 0
+    assert (made.facts["median_shape"], made.facts["cases"]) == ([20, 20, 20], 4)
+    assert "0.4 percent of the voxels" in made.as_yaml(), "32 of 8,000, without those of the test cases"
+
+
+def test_D115_a_plan_of_test_cases_alone(tmp_path: Path) -> None:
+    root = cases(tmp_path, (20, 20, 20), [(1.0, 1.0, 1.0)] * 2)
+    found = scan(open_dataset(root, DataConfig()), DataConfig())
+    tested = found.dataset.with_records(replace(r, split="test") for r in found.dataset.records)
+    with pytest.raises(DataError, match="D115"):
+        make_plan(replace(found, dataset=tested))
 
 
 def test_thick_slices_take_the_finest_tenth(tmp_path: Path) -> None:

@@ -173,6 +173,17 @@ def test_the_grid_covers_the_field_of_view() -> None:
         np.testing.assert_allclose(affine @ [*other, 1], volume.affine @ [*index, 1], atol=1e-9)
 
 
+def test_N307_a_grid_that_would_not_fit_is_refused_before_it_is_made() -> None:
+    """The header of a usual series that says 10 mm: 5120 x 5120 x 3000 voxels of 1 mm."""
+    values = np.broadcast_to(np.int16(1), (512, 512, 300))
+    grid = VolumePreprocess(spacing=(1.0, 1.0, 1.0), intensity="window", window=(0.0, 1.0))
+    for asked in (grid.grid, grid.to_uint16, lambda volume: grid.labels(volume, (0, 1))):
+        with pytest.raises(DataError, match="N307") as refused:
+            asked(Volume(values, np.diag([10.0, 10.0, 10.0, 1.0])))
+        assert "5120 x 5120 x 3000 voxels when 10 x 10 x 10 mm become 1 x 1 x 1 mm" in refused.value.problem
+    assert grid.grid(Volume(values, np.diag([0.98, 0.98, 1.0, 1.0])))[0] == (502, 502, 300)
+
+
 def test_one_voxel_stays_at_its_place_under_resampling() -> None:
     volume = ball()
     values = np.zeros(volume.shape, dtype=np.float32)

@@ -14,6 +14,7 @@ from medloom.data.phantom import golden_images
 from medloom.data.volumes import Volume
 from medloom.deployment.bundle_segmenter import load_segmenter
 from medloom.workflows.predict import predict
+from medloom.workflows.segment_cases import find_cases
 from series_files import write_series
 
 
@@ -65,14 +66,35 @@ def test_a_dicom_series_gets_a_nifti_on_its_own_grid(deep: Path, tmp_path: Path)
     assert alone.values["images"] == 1
 
 
-def test_a_damaged_slice_refuses_its_folder_and_not_the_rest(deep: Path, tmp_path: Path) -> None:
-    write_series(tmp_path / "in" / "ct", a_volume())
+@pytest.mark.parametrize("spoilt", ["a", "b"])
+def test_a_damaged_slice_refuses_its_folder_and_not_the_rest(deep: Path, tmp_path: Path, spoilt: str) -> None:
+    for name in ("a", "b"):
+        write_series(tmp_path / "in" / name, a_volume())
     store(tmp_path / "in" / "v.nii.gz", a_volume())
-    broken = tmp_path / "in" / "ct" / "007.dcm"
+    broken = tmp_path / "in" / spoilt / "007.dcm"
     broken.write_bytes(broken.read_bytes()[:-60])
-    found = predict(deep, [tmp_path / "in"], out=tmp_path / "out").values["predictions"]
-    assert sum(row["error"] is None for row in found) == 1
-    assert sum(row["error"] is not None for row in found) == 1
+    done = predict(deep, [tmp_path / "in"], out=tmp_path / "out")
+    found = {Path(row["id"]).name: row for row in done.values["predictions"]}
+    assert found.keys() == {"a", "b", "v.nii.gz"}
+    refused = found.pop(spoilt)
+    assert refused["error"] in ("M211", "M212", "M213")
+    assert all(row["error"] is None for row in found.values())
+    assert done.values["passed_over"] == 0
+
+
+def test_a_damaged_file_beside_two_series_refuses_both_and_no_folder_below(deep: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", a_volume(), name="one", ending="_1.dcm")
+    write_series(tmp_path / "in", a_volume(), name="two", ending="_2.dcm")
+    write_series(tmp_path / "in" / "below", a_volume())
+    broken = tmp_path / "in" / "007_1.dcm"
+    broken.write_bytes(broken.read_bytes()[:-60])
+    cases, others = find_cases([tmp_path / "in"], tmp_path / "out", lambda p: sorted(p.rglob("*.dcm")), volumes=True)
+    assert [(case.name, str(case.place)) for case in cases] == [
+        (str(tmp_path / "in"), "in"),
+        (str(tmp_path / "in" / "below"), "below"),
+    ]
+    assert cases[0].files[0] == broken
+    assert others == 0
 
 
 def test_a_turned_photograph_gets_a_mask_as_it_is_seen(flat: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from segmenter_files import rows, store
 from tiny_segmenter import CLASSES, VALUES, a_volume
 
 from medloom.data.phantom import golden_images
+from medloom.data.volumes import Volume
 from medloom.deployment.bundle_segmenter import load_segmenter
 from medloom.errors import DataError, ResourceError, UsageError
 from medloom.workflows.predict import predict
@@ -111,6 +112,16 @@ def test_N304_N306_volumes_that_are_refused_have_their_code(deep: Path, tmp_path
     codes = {Path(row["id"]).name: row["error"] for row in rows(tmp_path / "out")}
     assert codes == {"good.nii.gz": "", "cut.nii.gz": "N304"}
     assert done.exit_code == 3
+
+
+def test_N307_a_header_that_asks_for_a_huge_grid_refuses_its_case_and_not_the_rest(deep: Path, tmp_path: Path) -> None:
+    store(tmp_path / "in" / "good.nii.gz", a_volume())
+    store(tmp_path / "in" / "huge.nii.gz", Volume(a_volume((64, 64, 64)).array, np.diag([50.0, 50.0, 50.0, 1.0])))
+    done = predict(deep, [tmp_path / "in"], out=tmp_path / "out")
+    found = {Path(row["id"]).name: row for row in done.values["predictions"]}
+    assert found["good.nii.gz"]["error"] is None
+    assert found["huge.nii.gz"]["error"] == "N307"
+    assert "1600 x 1600 x 1067 voxels" in found["huge.nii.gz"]["problem"]
 
 
 def test_D115_D102_the_wrong_kind_of_input(flat: Path, deep: Path, scans: Path, tmp_path: Path) -> None:

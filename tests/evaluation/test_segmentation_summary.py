@@ -125,6 +125,12 @@ def test_sites_are_judged_by_themselves() -> None:
     assert rows[0]["n"] == 20
 
 
+def test_every_site_has_its_row_however_many_there_are() -> None:
+    test = replace(table(n=25), sites=tuple(f"site {i:02}" for i in range(25)))
+    rows = summarise_segmentation(test, config=CONFIG)["splits"]["test"]["sites"]
+    assert {row["site"] for row in rows} == set(test.sites)
+
+
 def test_worst_median_and_best_are_three_different_things() -> None:
     test = table(n=30, shift=3)
     found = notable_cases(test)

@@ -71,20 +71,21 @@ class Slice:
     instance: str
 
 
-def group_series(folder: str | Path) -> dict[str, list[Path]]:
+def group_series(folder: str | Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """The images below a folder by series, in a stable order; keys are hashes of the series instance UIDs.
 
-    Files that are not DICOM, or hold no image (reports, presentation states, a directory), are left out.
-
-    Raises:
-        DataError: D114; M211-M214 a damaged file, which could be a slice of any series.
+    Files that are not DICOM, or hold no image (reports, presentation states, a directory), are left out. Damaged ones
+    (D114, M211-M214) come second: any series of their folder may miss a slice. D114 a folder that cannot be read.
     """
-    groups: dict[str, list[Path]] = {}
+    groups, damaged = dict[str, list[Path]](), list[Path]()
     for path in series_files(Path(folder)):
-        stream, header = _open(path, str(path))
-        if PIXEL_DATA in stream.elements:
-            groups.setdefault(series_hash(header), []).append(path)
-    return groups
+        try:
+            stream, header = _open(path, str(path))
+            if PIXEL_DATA in stream.elements:
+                groups.setdefault(series_hash(header), []).append(path)
+        except DataError:
+            damaged.append(path)
+    return groups, damaged
 
 
 def read_series(

@@ -41,6 +41,8 @@ def picture_labels(dataset: Dataset, record: Record, size: tuple[int, int], max_
 def volume_labels(dataset: Dataset, record: Record, image: Volume, prefer: str = "refuse") -> Volume:
     """The mask of a volume as positions in ``dataset.label_values``, on the grid and in the order of its image's file.
 
+    Its affine is the image's: resampled by their own, two headers that agree within tolerance may round to two shapes.
+
     Args:
         image: as read or canonical.
 
@@ -53,7 +55,7 @@ def volume_labels(dataset: Dataset, record: Record, image: Volume, prefer: str =
         mask = in_order_of(mask, image)
     require_same_grid(image, mask, place)
     positions = to_positions(mask.array, dataset.label_values, place, "nifti")
-    return Volume(positions, mask.affine, mask.kind, mask.header)
+    return Volume(positions, image.stored_affine, mask.kind, mask.header)
 
 
 def to_positions(values: np.ndarray, label_values: Sequence[int], place: str, file_type: str) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from medloom.data.plan_memory import LARGEST_PICTURE, STEP, half_gigabytes, largest_batch, largest_patch, step_gigabytes
 from medloom.data.plan_strides import APART, WINDOWED, plan_strides, plan_window
 from medloom.data.scan import Scan
-from medloom.errors import UsageError
+from medloom.errors import DataError, UsageError
 
 DEFAULTS = {2: "maxvit_unet_mini", 3: "maxvit_unet_3d_tiny"}
 ANISOTROPY = 3.0
@@ -63,7 +63,7 @@ class Plan:
 
 
 def make_plan(scan: Scan, *, model: str | None = None, memory: float = 4.0, data: dict[str, Any] | None = None) -> Plan:
-    """Plan a recipe for a scanned data set of masks.
+    """Plan a recipe for a scanned data set of masks, from its cases that are of no test part.
 
     Args:
         model: a segmenter of ``STEP``; by default the small hybrid for the kind of data.
@@ -73,16 +73,20 @@ def make_plan(scan: Scan, *, model: str | None = None, memory: float = 4.0, data
     Raises:
         UsageError: U228 data without masks; U204 a segmenter that is not planned for, or one for the other kind;
             U229 no patch fits into the memory.
+        DataError: D115 every case is of a test part.
     """
     if not scan.cases:
         remedy = "Give images/ and masks/, imagesTr/ and labelsTr/, or a table with both columns"
         raise UsageError("U228", scan.dataset.name, "a plan is made for data with masks, and these have none", remedy)
+    seen = scan.without("test")  # its spacing, window and sizes would else be learnt from
+    if not seen.cases:
+        raise DataError("D115", scan.dataset.name, "every case is of a test part", "Bring cases to train on")
     dims = 3 if scan.cases[0].spacing is not None else 2
     name = model or DEFAULTS[dims]
     if name not in STEP or STEP[name][0] != dims:
         fit = ", ".join(n for n, (axes, *_) in STEP.items() if axes == dims)
         raise UsageError("U204", "--model", f"{name} is no segmenter of these data", f"Choose one of {fit}")
-    grid = _volume_grid(scan) if dims == 3 else _picture_grid(scan)
+    grid = _volume_grid(seen) if dims == 3 else _picture_grid(seen)
     shape = grid.shape
     spacing = tuple(grid.facts.get("spacing", ()))
     patch = largest_patch(name, shape, memory, spacing)
@@ -102,8 +106,8 @@ def make_plan(scan: Scan, *, model: str | None = None, memory: float = 4.0, data
         *grid.choices,
         Choice("model.name", name, why),
         *(_options(name, patch, spacing) if spacing else []),
-        *_changes(scan, dims),
-        *_segmentation(scan, dims, patch, shape),
+        *_changes(seen, dims),
+        *_segmentation(seen, dims, patch, shape),
         *_training(batch, gigabytes, half, training),
     )
     return Plan(choices, gigabytes, facts)

@@ -80,6 +80,16 @@ class Scan:
     excluded: tuple[Exclusion, ...]
     cases: tuple[CaseFacts, ...] = ()
 
+    def without(self, split: str) -> Scan:
+        """The same less the records of one split."""
+        kept = [i for i, record in enumerate(self.dataset.records) if record.split != split]
+        return replace(
+            self,
+            dataset=self.dataset.with_records(self.dataset.records[i] for i in kept),
+            images=tuple(self.images[i] for i in kept),
+            cases=tuple(self.cases[i] for i in kept) if self.cases else (),
+        )
+
 
 def scan(
     dataset: Dataset,

@@ -30,9 +30,11 @@ def settle_structures(
         others: files of the tree that are no pictures; ``dataset.json`` is looked for among them.
 
     Raises:
-        DataError: D115 nothing but background; D116 a broken ``dataset.json``; N309 names and numbers that do not fit.
+        DataError: D115 nothing but background; D116 a broken ``dataset.json``; N309 names and numbers that do not fit;
+            N314 a ``dataset.json`` with voxels to ignore, unless the recipe says both values and names.
     """
-    listed = _listed(root, others)
+    settled = config.label_values is not None and config.classes is not None
+    listed = _listed(root, others, allow_ignored=settled)
     labels: dict[str, tuple[int, ...]] = {}
     notices: list[str] = []
     if config.label_values is not None:
@@ -99,8 +101,12 @@ def _discovered(
     return values, {m: tuple(sorted(position[v] for v in own if v)) for m, own in zip(masks, found)}
 
 
-def _listed(root: Path, others: Sequence[str]) -> dict[int, str]:
-    """Number to name, from the ``dataset.json`` of MSD (number: name) or nnU-Net (name: number)."""
+def _listed(root: Path, others: Sequence[str], *, allow_ignored: bool) -> dict[int, str]:
+    """Number to name, from the ``dataset.json`` of MSD (number: name) or nnU-Net (name: number).
+
+    nnU-Net keeps the name ``ignore`` for voxels that nobody looked at, which neither loss nor measure may see. Here
+    every voxel counts, so such a set is refused and not learnt with ``ignore`` as a structure.
+    """
     path = next((root / name for name in sorted(others, key=len) if name.split("/")[-1] == "dataset.json"), None)
     if path is None or not path.is_file():
         return {}
@@ -109,6 +115,11 @@ def _listed(root: Path, others: Sequence[str]) -> dict[int, str]:
             raise ValueError
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         labels = content["labels"]
+        ignored = "ignore" in {str(name).lower() for pair in labels.items() for name in pair}
+        if ignored and not allow_ignored:
+            told = "some voxels are to be ignored (label 'ignore'), and every voxel is learnt and judged here"
+            remedy = "Finish these masks, or say what the number is in data.label_values and data.classes"
+            raise DataError("N314", path, told, remedy)
         if any(isinstance(value, list) for value in labels.values()):
             return {}  # regions that overlap; the masks themselves say which numbers there are
         by_number = all(str(key).isdecimal() for key in labels)

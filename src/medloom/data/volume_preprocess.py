@@ -33,6 +33,10 @@ TOP = 65535
 Z_LIMIT = 5.0
 """zscore keeps this many deviations either side of the case's mean."""
 
+MOST_VOXELS = 1 << 29
+"""After resampling, which holds 8 to 12 bytes a voxel: here 4 to 6 GB. A whole body at 1 mm has half of it; where there
+would be more, the spacing that the file states is wrong, or that of the recipe too fine."""
+
 
 @dataclass(frozen=True)
 class VolumePreprocess:
@@ -103,13 +107,26 @@ class VolumePreprocess:
         """Channels of the model input."""
         return 1
 
-    def grid(self, volume: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
-        """Voxels and affine of the model's grid: the field of view of the case at ``spacing``, axes RAS+."""
+    def grid(self, volume: Volume, place: str = "volume") -> tuple[tuple[int, int, int], np.ndarray]:
+        """Voxels and affine of the model's grid: the field of view of the case at ``spacing``, axes RAS+.
+
+        Args:
+            place: how an error names the case.
+
+        Raises:
+            DataError: N307 more than ``MOST_VOXELS`` after resampling, before any memory is taken for them.
+        """
         upright = canonical(volume)
         shape = upright.shape
         if self.spacing is not None:
             x, y, z = (max(1, round(n * a / b)) for n, a, b in zip(shape, upright.spacing, self.spacing))
             shape = (x, y, z)
+            if x * y * z > max(MOST_VOXELS, upright.array.size):
+                own, new = (" x ".join(f"{length:.4g}" for length in part) for part in (upright.spacing, self.spacing))
+                told = f"{x} x {y} x {z} voxels when {own} mm become {new} mm, above {MOST_VOXELS:,}"
+                raise DataError(
+                    "N307", place, told, "Correct the spacing in its header, or set a coarser volume.spacing"
+                )
         return shape, resampled_affine(upright.affine, upright.shape, shape)
 
     def to_uint16(self, volume: Volume) -> np.ndarray:
@@ -119,15 +136,16 @@ class VolumePreprocess:
         of the model.
 
         Raises:
-            DataError: D111 a volume without any variation.
+            DataError: D111 a volume without any variation; N307 as ``grid``.
         """
+        shape, _ = self.grid(volume)
         upright = canonical(volume)
         low, high = self._limits(upright.array)
         levels = upright.array.astype(np.float32)
         levels -= np.float32(low)
         levels *= np.float32(TOP / (high - low))
         np.clip(levels, 0, TOP, out=levels)
-        sized = resample(levels, self.grid(volume)[0])
+        sized = resample(levels, shape)
         return np.ascontiguousarray(np.rint(sized).astype(np.uint16)[None])
 
     def normalise(self, x: np.ndarray) -> np.ndarray:

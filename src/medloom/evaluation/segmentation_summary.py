@@ -25,7 +25,6 @@ SHOWN = ("dice", "hd95", "nsd", "assd")
 
 ALL = (*SHOWN, "size_bias", "size_error_relative", "lesion_f1")
 _FEW_CASES = 2
-_MOST_SITES = 20
 
 
 def summarise_segmentation(
@@ -232,7 +231,7 @@ def _sites(table: CaseTable, config: EvaluationConfig, seed: int) -> list[dict[s
     if len(known) < 1:
         return []
     rows = []
-    for site in known[:_MOST_SITES]:
+    for site in known:
         part = table.select(np.array([s == site for s in table.sites]))
         patients = len(set(part.groups))
         columns = {"": _columns(part, None)} | {f"{k}": _columns(part, k) for k in range(len(part.structures))}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medloom.config import Recipe
+from medloom.config import Recipe, load_recipe
 from medloom.errors import UsageError
 from medloom.evaluation.case_table import CaseTable, join_tables, read_cases
 from medloom.evaluation.segmentation_summary import summarise_segmentation
@@ -64,32 +64,33 @@ def cross_validate(
 ) -> Folds:
     """Train once per fold into ``OUT/fold0`` ..., then put the test cases of all folds together.
 
-    Folds that are finished are taken as they are, one that was interrupted goes on, with ``resume``.
+    Folds that are finished are taken as they are, one that was interrupted goes on, with ``resume``. Neither is taken
+    from another recipe, number of folds, seed or data set: the numbers of two experiments are no cross-validation.
 
     Raises:
-        UsageError: U212 there is something already and ``resume`` is not set; U235 folds that cannot be cut; and what
-            ``train`` raises.
+        UsageError: U211 no data; U212 there is something already and ``resume`` is not set; U235 folds that cannot be
+            cut; T411 folds of another recipe or of other data; and what ``train`` raises.
+        DataError: D104 images whose pixels are no longer those that a finished fold recorded.
     """
     started = time.monotonic()
     resolved = resolve(recipe, data=data, overrides=overrides, seed=seed, accept=accept)
+    if resolved.data.path is None:
+        raise UsageError("U211", "data", "no data set given", "Name it with --data PATH")
     name = f"{resolved.name}-folds" if seed is None else f"{resolved.name}-seed{seed}-folds"
     root = Path(out) if out is not None else Path("runs") / name
     if root.exists() and any(root.iterdir()) and not resume:
         raise UsageError("U212", root, "something is already there", "Go on with --resume, or name another with --out")
     make_folder(root)
     told = Progress("folds", quiet=quiet)
-    for fold in range(folds):
-        run = RunDirectory(root / f"fold{fold}")
-        if run.report.exists() and run.metrics.exists():
+    runs = [RunDirectory(root / f"fold{fold}") for fold in range(folds)]
+    finished = [fold for fold, run in enumerate(runs) if run.report.exists() and run.metrics.exists()]
+    if finished:
+        _require_same({fold: runs[fold] for fold in finished}, folds, resolved, quiet=quiet)
+    for fold, run in enumerate(runs):
+        if fold in finished:
             continue
         told.keep(f"fold {fold} of {folds}")
-        done = train(
-            resolved,
-            out=run.root,
-            overrides=(f"data.folds={folds}", f"data.fold={fold}"),
-            resume=run.recipe.exists(),
-            quiet=quiet,
-        )
+        done = train(resolved, out=run.root, overrides=_overrides(folds, fold), resume=run.recipe.exists(), quiet=quiet)
         if done.exit_code:
             return Folds(root, {"folds": []}, time.monotonic() - started, done.exit_code)
     values = collect(root, folds, resolved)
@@ -121,6 +122,39 @@ def collect(root: Path, folds: int, recipe: Recipe) -> dict[str, Any]:
         together.write_csv(root / "cases_test.csv")
         values["together"] = summarise_segmentation(together, config=recipe.evaluation, seed=recipe.train.seed)
     return values
+
+
+def _overrides(folds: int, fold: int) -> tuple[str, ...]:
+    return f"data.folds={folds}", f"data.fold={fold}"
+
+
+def _require_same(finished: dict[int, RunDirectory], folds: int, recipe: Recipe, *, quiet: bool) -> None:
+    """Refuse folds that another recipe, number of folds or seed made, or other data, as a resumed run would be.
+
+    Recipes first, as they need no look at the data; these are read once for all folds.
+
+    Raises:
+        UsageError: T411 with the difference. DataError: D104; what opening and reading the data raise.
+    """
+    from medloom.data.records import read_csv
+    from medloom.data.scan import scan
+    from medloom.data.sources import open_dataset
+    from medloom.data.splits import make_splits
+    from medloom.workflows.prepare import require_same_data
+    from medloom.workflows.run_steps import check_recipe, device_of, with_number_format
+
+    device = device_of(recipe)
+    own = {
+        fold: with_number_format(load_recipe(recipe.as_dict(), _overrides(folds, fold)), device) for fold in finished
+    }
+    for fold, run in finished.items():
+        check_recipe(own[fold], run)
+    path = Path(str(recipe.data.path))
+    with Progress("reading images", quiet=quiet) as step:
+        dataset = scan(open_dataset(path, recipe.data), recipe.data, prefer=recipe.volume.prefer, progress=step).dataset
+    for fold, run in finished.items():
+        now = make_splits(dataset, own[fold].data, own[fold].train.seed).dataset
+        require_same_data(read_csv(run.records, path), now, run.records)
 
 
 def _entry(part: dict[str, Any], name: str) -> dict[str, Any] | None:

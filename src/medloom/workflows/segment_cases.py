@@ -113,23 +113,28 @@ def _volumes(root: Path, files: Sequence[Path]) -> list[Asked]:
     slices = {f.resolve() for f in files if not is_volume(f.name) and is_dicom_file(f)}
     if not slices:
         return cases
-    try:
-        series = group_series(root)
-    except DataError:
-        # Read as one series it is refused with the damaged file's name, in a row of its own.
-        return [*cases, Asked(root, str(root), Path(root.resolve().name))]
+    series, damaged = group_series(root)
+    for home in dict.fromkeys(file.parent for file in damaged if file.resolve() in slices):
+        # Read first, the damaged file refuses the case by its own code; its folder's series may lack just that slice.
+        touched = [key for key, members in series.items() if any(m.parent == home for m in members)]
+        files = [*(f for f in damaged if f.parent == home), *(m for key in touched for m in series.pop(key))]
+        cases.append(Asked(tuple(f for f in files if f.resolve() in slices), str(home), _inner(home, root)))
     homes = Counter(home for members in series.values() for home in {m.parent for m in members})
     for key, members in series.items():
         kept = tuple(member for member in members if member.resolve() in slices)
         if not kept:
             continue
         home = kept[0].parent
-        inner = Path(root.resolve().name) if home == root else home.relative_to(root)
+        inner = _inner(home, root)
         # Several series in one folder are told apart by the hash of their UID.
         cases.append(
             Asked(kept, str(home), inner) if homes[home] == 1 else Asked(kept, f"{home}/{key[:8]}", inner / key[:8])
         )
     return cases
+
+
+def _inner(home: Path, root: Path) -> Path:
+    return Path(root.resolve().name) if home == root else home.relative_to(root)
 
 
 def _place(file: Path, root: Path) -> Path:

@@ -98,10 +98,16 @@ def holds_volumes(dataset: Dataset) -> bool:
 
 
 def open_case(dataset: Dataset, record: Record, grid: Grid, config: DataConfig) -> Case:
-    """The image, or the volume in the order of its file."""
+    """The image, or the volume in the order of its file.
+
+    Raises:
+        DataError: N307 a volume too large on the model's grid; what reading it raises.
+    """
     if isinstance(grid, Preprocess):
         return decode(dataset, record, config)
-    return read_case_volume(dataset, record, config, grid.prefer)
+    volume = read_case_volume(dataset, record, config, grid.prefer)
+    grid.grid(volume, record.id)  # refused here by name, before its voxels are worked on
+    return volume
 
 
 def load_cases(recipe: Recipe, run: RunDirectory, dataset: Dataset, progress: Progress | None = None) -> PreparedCases:
