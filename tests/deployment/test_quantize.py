@@ -86,7 +86,7 @@ def float_bundle(trained: torch.nn.Module, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def quantised(float_bundle: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "bundle-int8"
-    quantize(float_bundle, data=labelled, out=out, images=16, accept=("D120",), external=labelled)
+    quantize(float_bundle, data=labelled, out=out, images=64, accept=("D120",), external=labelled)
     return out
 
 
@@ -97,6 +97,7 @@ def document(bundle: Path) -> dict[str, Any]:
 def test_X604_figures_of_every_split_are_recorded_and_flips_listed_beside(quantised: Path) -> None:
     recorded = document(quantised)["quantisation"]
     assert recorded["precision"] == "int8"
+    assert recorded["calibration_images"] == 40  # all that there are, of 64 that were asked for
     report = json.loads(quantised.with_name("bundle-int8.json").read_text())
     for name in ("openvino", "onnx"):
         for split, count in (("val", 48), ("test", 30), ("external", 118)):
@@ -246,6 +247,7 @@ def test_bfloat16_keeps_the_float_files_and_says_so(float_bundle: Path, labelled
     out = tmp_path / "bundle-bf16"
     quantize(float_bundle, data=labelled, out=out, precision="bf16", accept=("D120",))
     assert document(out)["runtimes"]["openvino"]["precision"] == "bfloat16"
+    assert document(out)["quantisation"]["calibration_images"] == 0
     assert (out / "model.onnx").read_bytes() == (float_bundle / "model.onnx").read_bytes()
     image = pictures(2, 5)[0][1]
     exact, coarse = (medloom.load(out, runtime=n).predict(image)[0].logits["PNEUMONIA"] for n in ("onnx", "openvino"))
