@@ -296,6 +296,16 @@ def test_U245_U212_U246_U244_what_cannot_be_quantised(
     assert verb.TOLERANCES["int8"] < 0.25
 
 
+def test_U212_what_an_earlier_bundle_was_judged_by_is_not_written_over(
+    float_bundle: Path, labelled: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b.json").write_text("of another")
+    with pytest.raises(UsageError, match=r"U212.*b\.json"):
+        quantize(float_bundle, data=labelled, out=tmp_path / "b")
+    assert (tmp_path / "b.json").read_text() == "of another"
+    assert not (tmp_path / "b").exists()
+
+
 def test_bfloat16_keeps_the_float_files_and_says_so(float_bundle: Path, labelled: Path, tmp_path: Path) -> None:
     from medloom.machine import has_bfloat16
 

@@ -74,8 +74,10 @@ def quantize(
     if "quantisation" in opened.document:
         raise UsageError("U245", opened.root, "it is quantised already", "Give the bundle that it was made from")
     place = Path(out) if out is not None else opened.root.with_name(f"{opened.root.name}-{precision}")
-    if place.exists():
-        raise UsageError("U212", place, "something is already there", "Name another with --out, or move it away")
+    report = place.with_name(f"{place.name}.json")
+    for each in (place, report):
+        if each.exists():
+            raise UsageError("U212", each, "something is already there", "Name another with --out, or move it away")
     bundle = load_classifier(source, runtime="onnx")
     found = images_of(source, bundle, data=data, accept=accept, quiet=quiet)
     validation, candidates, used = _candidates(opened, bundle, found, precision, runtimes, images, seed, quiet)
@@ -102,7 +104,6 @@ def quantize(
         for name in said:
             said[name]["milliseconds_per_image_at_batch"] = _clean(twin, name, bundle, found, validation, taken)
     rewrite(opened, place, files=files, changes=changes)
-    report = place.with_name(f"{place.name}.json")
     networks = {each.name: {**layers(each), **each.reports} for each in (*candidates, *taken)}
     write_json(report, {"bundle": place.name, "made_from": bundle.hash, "precision": kind, "networks": networks})
     return told(place, report, candidates, taken, said)
