@@ -15,8 +15,8 @@ import medloom
 from medloom.data.phantom import golden_images
 from medloom.data.preprocess import Preprocess
 from medloom.deployment.export import export_bundle, export_onnx, restore_model
-from medloom.deployment.parity import check_parity
-from medloom.deployment.runtime import Pipeline, Runtime, open_image
+from medloom.deployment.parity import check_parity, judge
+from medloom.deployment.runtime import Pipeline, Prediction, Runtime, open_image
 from medloom.errors import ExportError, ModelError
 from medloom.models.registry import create_model
 
@@ -200,6 +200,24 @@ def test_X602_skewed_preprocessing_is_caught(
     monkeypatch.setattr(Preprocess, "normalise", lambda self, x: right(self, x) * np.float32(1.05))
     with pytest.raises(ExportError, match="X602"):
         check_parity(conv2d, _pipeline(exported), images)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"EFFUSION": float("nan"), "NODULE": 0.2},
+        {"EFFUSION": 0.1, "NODULE": float("nan")},
+        {"EFFUSION": 0.1},
+        {"EFFUSION": 0.1, "NODULE": 0.2, "MASS": 0.2},
+        {},
+    ],
+)
+def test_X602_a_class_without_an_answer_is_no_equal_one(found: dict[str, float]) -> None:
+    right = {"EFFUSION": 0.1, "NODULE": 0.2}
+    good, bad = (Prediction("a.png", "", values, "labels", None, right) for values in (right, found))
+    assert judge([(good, good)], 1, (1,), 1e-4)["max_probability_difference"] == 0.0
+    with pytest.raises(ExportError, match=r"X602.*a\.png"):
+        judge([(good, good), (good, bad)], 2, (1,), 1e-4)
 
 
 def test_X602_real_images_pass(exported: Path, conv2d: nn.Module, real_data: Path) -> None:

@@ -180,6 +180,50 @@ def test_X606_an_ir_that_reaches_outside_of_itself(bundle: Path, forge: Forge, s
     refused(bundle, "X606", "onnx")  # whichever runtime is wanted
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        b"<data offset='%d' size='32' />",
+        b'<data offset = "%d"\n size\t= "32"/>',
+        b'<data size="32" note=">" offset="%d"></data>',
+        b'<data note="offset=\'0\' size=\'32\'" size="32" offset="%d"/>',
+        b'<data offset="&#48;%d" size="32"/>',
+    ],
+)
+def test_X606_a_constant_is_found_however_it_is_spelled(spelled: bytes) -> None:
+    xml = b'<?xml version="1.0"?>\n<net><layers><layer type="Const">%s</layer></layers></net>\n'
+    refuse_foreign_ir("model.xml", xml % (spelled % 32), 64)
+    with pytest.raises(ModelError, match="X606"):
+        refuse_foreign_ir("model.xml", xml % (spelled % 33), 64)
+
+
+@pytest.mark.parametrize(
+    ("xml", "code"),
+    [
+        (b'<net><data offset="0" size="8" offset="999"/></net>', "C502"),
+        (b'<net><data offset="0" size="8"/>', "C502"),
+        (b'<net><data offset="0" size="8"/></net><net/>', "C502"),
+        ('<!DOCTYPE net><net><data offset="0" size="8"/></net>'.encode("utf-16"), "C502"),
+        ('<!DOCTYPE net><net><data offset="0" size="8"/></net>'.encode("utf-16-le"), "C502"),
+        (b'<net><data offset="+0" size="8"/></net>', "X606"),
+        (b'<net><data offset="0x0" size="8"/></net>', "X606"),
+        (b'<net><data offset="" size="8"/></net>', "X606"),
+        ('<net><data offset="\u0663" size="8"/></net>'.encode(), "X606"),
+        (b'<net><data offset="18446744073709551615" size="8"/></net>', "X606"),
+        (b'<!DOCTYPE net [<!ENTITY far "999">]><net><data offset="&far;" size="8"/></net>', "X606"),
+        (b'<net><![CDATA[</net>]]><data offset="999" size="8"/></net>', "X606"),
+        (b'<net><!-- > --><data offset="999" size="8"/></net>', "X606"),
+    ],
+)
+def test_X606_C502_what_two_readers_could_read_differently(xml: bytes, code: str) -> None:
+    with pytest.raises(ModelError, match=code):
+        refuse_foreign_ir("model.xml", xml, 64)
+
+
+def test_a_size_or_an_offset_alone_is_an_operations_own() -> None:
+    refuse_foreign_ir("model.xml", b'<net><data size="5" alpha="1"/><!-- - --><data offset="0.5"/></net>', 4)
+
+
 def test_C503_one_file_of_an_ir_alone_is_no_ir(bundle: Path) -> None:
     said = document(bundle)
     del said["files"]["model.bin"]

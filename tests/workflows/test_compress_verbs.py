@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "threads": 1, "amp": "off"},
     "evaluation": {"resamples": 50, "min_positives": 2},
 }
+
+STUDENT = "vit(patch_size=8, embed_dim=16, depth=1, num_heads=2)"
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,7 @@ def _forgiving(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_student_is_held_against_its_teacher_and_its_like(data: Path, teacher: Path, tmp_path: Path) -> None:
     options = {"name": "vit", "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}}
     alone = train({**RECIPE, "name": "alone", "model": options}, data=data, out=tmp_path / "alone").directory.root
-    student = "vit(patch_size=8, embed_dim=16, depth=1, num_heads=2)"
-    done = distill(teacher, student, data=data, beside=alone, out=tmp_path / "small", overrides=["train.epochs=1"])
+    done = distill(teacher, STUDENT, data=data, beside=alone, out=tmp_path / "small", overrides=["train.epochs=1"])
     written = json.loads((tmp_path / "small" / "compression.json").read_text())
     assert written["weight"] == 1.0
     assert written["teacher"]["model"] == "conv2d"
@@ -78,6 +80,30 @@ def test_a_student_is_held_against_its_teacher_and_its_like(data: Path, teacher:
     assert "Taught by big (conv2d, " in page
     assert (tmp_path / "small" / "ledger.jsonl").read_text().count("test scored") == 2
     assert "distillation" in (tmp_path / "small" / "log.jsonl").read_text()
+
+
+def test_D116_a_like_that_was_tested_on_other_images_is_refused_before_training(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copytree(teacher, tmp_path / "alone"))
+    table = read_csv(alone / "predictions_test.csv")
+    table.select(np.arange(1, len(table))).write_csv(alone / "predictions_test.csv")
+    with pytest.raises(DataError, match="D116"):
+        distill(teacher, STUDENT, data=data, beside=alone, out=tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_without_a_test_split_distill_says_that_nothing_could_be_compared(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    overrides = ["train.epochs=1", "data.split_column=none", "data.test_fraction=0"]
+    done = distill(teacher, STUDENT, data=data, out=tmp_path / "small", overrides=overrides)
+    written = json.loads((tmp_path / "small" / "compression.json").read_text())
+    assert (written["against_teacher"], written["beside"]) == (None, None)
+    assert written["student"]["parameters"] < written["teacher"]["parameters"]
+    assert "no test split" in done.text()
+    assert "there is no test split" in (tmp_path / "small" / "report.html").read_text()
+    assert not (tmp_path / "small" / "predictions_teacher.csv").exists()
 
 
 def test_D117_a_teacher_that_knows_the_test_images(data: Path, teacher: Path, tmp_path: Path) -> None:
@@ -134,6 +160,16 @@ def test_X604_a_model_that_is_not_fast_enough_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
 
 
+def test_X604_with_a_ratio_as_fast_as_before_is_not_enough(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _steady(monkeypatch, 1.0)
+    _forgiving(monkeypatch)
+    with pytest.raises(GateError, match=r"X604.*1\.00 times as fast, more than 1 was asked for"):
+        prune(teacher, data=data, ratio=0.3, steps=1, out=tmp_path / "small")
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".cache"] == []
+
+
 def test_X604_a_model_that_lost_too_much_leaves_nothing(
     data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +199,7 @@ def test_T409_a_signal_in_a_lesson_ends_pruning_and_leaves_nothing(
 
 
 def test_U236_and_U212_what_prune_cannot_begin(data: Path, teacher: Path, tmp_path: Path) -> None:
-    for wrong in ({"ratio": 1.5}, {"target": 0.5}, {"what": ["neurons"]}):
+    for wrong in ({"ratio": 0.9}, {"target": 0.5}, {"what": ["neurons"]}):
         with pytest.raises(UsageError, match="U236"):
             prune(teacher, data=data, out=tmp_path / "small", **wrong)
     with pytest.raises(UsageError, match="U236"):

@@ -49,9 +49,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_search_keeps_its_budget_goes_on_and_leaves_a_recipe(data: Path, tmp_path: Path) -> None:
     place = tmp_path / "search"
-    first = search(RECIPE, data=data, budget=2.5, trials=3, out=place)
+    recipe = {**RECIPE, "model": {"name": "hatr_conv2d", "weights": "of_its_own.safetensors", "new_head": True}}
+    first = search(recipe, data=data, budget=2.5, trials=3, out=place)
     assert len(first.values["trials"]) == 3
-    done = search(RECIPE, data=data, budget=2.5, trials=6, out=place)
+    done = search(recipe, data=data, budget=2.5, trials=6, out=place)
     rows = done.values["trials"]
     assert [row["trial"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[:3] == [{**row, "front": rows[k]["front"]} for k, row in enumerate(first.values["trials"])]
@@ -68,6 +69,7 @@ def test_a_search_keeps_its_budget_goes_on_and_leaves_a_recipe(data: Path, tmp_p
     assert any(row["front"] for row in trained)
     best = load_recipe(place / "best.yaml")
     assert best.model.name == done.values["best"]["model"]["name"]
+    assert (best.model.weights, best.model.new_head, best.model.pretrained) == (None, False, False)
     assert "test images were never scored" in best.notes
     assert not list(place.rglob("predictions_test.csv"))
     assert not list(place.rglob("ledger.jsonl"))
@@ -75,7 +77,7 @@ def test_a_search_keeps_its_budget_goes_on_and_leaves_a_recipe(data: Path, tmp_p
     page = (place / "search.html").read_text()
     assert "<svg" in page
     assert all(row["spelled"].replace("'", "&#39;") in page for row in rows)
-    again = search(RECIPE, data=data, budget=2.5, trials=6, out=place)
+    again = search(recipe, data=data, budget=2.5, trials=6, out=place)
     assert again.values["trials"] == rows
 
 

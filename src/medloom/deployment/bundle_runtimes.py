@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 from medloom.deployment.bundle_document import EDITED, IR_FILES, SEGMENTATION
 from medloom.deployment.card import exactness, section
@@ -26,7 +27,6 @@ LOOSEST = 0.25
 """A golden check that allows more than this proves nothing."""
 
 _SECTION = "## Runtimes"
-_CONSTANT = re.compile(rb'<data\b(?=[^>]*\boffset="([^"]*)")(?=[^>]*\bsize="([^"]*)")[^>]*>')
 
 
 def stated(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,6 +122,8 @@ def golden_key(document: Mapping[str, Any], name: str, what: str) -> str:
 def refuse_foreign_ir(place: object, xml: bytes, weights: int) -> None:
     """Refuse an IR that is not self-contained: entities, or constants outside of its own .bin (X606).
 
+    Read by a parser, as the runtime does: quotes, spaces and order of attributes are free in XML.
+
     Args:
         weights: length of the .bin.
 
@@ -130,17 +132,25 @@ def refuse_foreign_ir(place: object, xml: bytes, weights: int) -> None:
     """
     if b"<!" in xml.replace(b"<!--", b""):
         raise ModelError("X606", place, "it declares entities, which can name other files", "Export again")
-    if not xml.rstrip().endswith(b"</net>"):
-        raise ModelError("C502", place, "the IR is not whole", "Copy the bundle again, or export it again")
-    for offset, size in _CONSTANT.findall(xml):
-        try:
-            end = int(offset) + int(size)
-            fits = int(offset) >= 0 and int(size) >= 0 and end <= weights
-        except ValueError:
-            fits = False
-        if not fits:
+    if b"\0" in xml:  # as in UTF-16, where the line above would find nothing
+        raise ModelError("C502", place, "the IR is no text", "Copy the bundle again, or export it again")
+
+    def started(tag: str, attributes: dict[str, str]) -> None:
+        if tag != "data" or not {"offset", "size"} <= set(attributes):
+            return  # one of them alone is an operation's own: LRN has a size, PriorBox an offset
+        offset, size = attributes["offset"], attributes["size"]
+        digits = all(re.fullmatch("[0-9]{1,18}", each) for each in (offset, size))
+        if not digits or int(offset) + int(size) > weights:
             told = f"a constant at {offset[:20]!r} of length {size[:20]!r} lies outside of model.bin"
             raise ModelError("X606", place, told, "Export again")
+
+    parser = expat.ParserCreate("utf-8")  # whatever its first line says: bytes mean the same to every reader
+    parser.StartElementHandler = started
+    try:
+        parser.Parse(xml, True)
+    except expat.ExpatError as problem:
+        told = f"the IR is not whole: {problem}"
+        raise ModelError("C502", place, told, "Copy the bundle again, or export it again") from None
 
 
 def card_with_runtimes(card: str, document: Mapping[str, Any]) -> str:

@@ -145,4 +145,7 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    return max((abs(value - other.get(key, np.nan)) for key, value in one.items()), default=np.nan)
+    """The largest; NaN where any is NaN (``max`` would keep what came before it), or the classes are not the same."""
+    if not one or one.keys() != other.keys():
+        return float(np.nan)
+    return float(np.max([abs(value - other[key]) for key, value in one.items()]))

@@ -79,6 +79,7 @@ def with_fallback(
     best = Quantised(network := quantise(()), len(layers), (), judge(network))
     if best.judged[0] or len(layers) < 2:
         return best
+    least = error(network)
     groups = [tuple(part) for part in np.array_split(np.array(layers, dtype=object), min(GROUPS, len(layers)))]
     gains = sorted(groups, key=lambda group: error(quantise(group)))
     left: tuple[str, ...] = ()
@@ -86,9 +87,11 @@ def with_fallback(
         left = (*left, *group)
         if len(left) > FLOAT_SHARE * len(layers):
             break
-        best = Quantised(network := quantise(left), len(layers), left, judge(network))
-        if best.judged[0]:
-            break
+        tried = Quantised(network := quantise(left), len(layers), left, judge(network))
+        if tried.judged[0]:
+            return tried
+        if (off := error(network)) < least:
+            best, least = tried, off
     return best
 
 
@@ -140,11 +143,34 @@ def onnx_layers(onnx: bytes) -> tuple[str, ...]:
     return tuple(node.name for node in graph.node if node.op_type in _ONNX_LAYERS)
 
 
-def quantise_onnx(onnx: bytes, images_NCHW: np.ndarray, keep_float: Sequence[str] = ()) -> bytes:
-    """An ONNX file in eight bits for ONNX Runtime: weights signed and per channel, activations unsigned, QDQ form.
+def prepared_onnx(onnx: bytes) -> bytes:
+    """The file to name layers in and to quantise: shapes are inferred, and operations fused as the runtime will do it.
+
+    Pairs are then not torn apart; a fused layer has another name than those that it came from.
 
     Raises:
         ExportError: X601 ONNX Runtime cannot quantise this network.
+    """
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, ready = Path(folder, "float.onnx"), Path(folder, "ready.onnx")
+        given.write_bytes(onnx)
+        try:
+            quantization.shape_inference.quant_pre_process(str(given), str(ready), skip_symbolic_shape=True)
+        except Exception as problem:
+            raise _not_quantised(problem) from problem
+        return ready.read_bytes()
+
+
+def quantise_onnx(onnx: bytes, images_NCHW: np.ndarray, keep_float: Sequence[str] = ()) -> bytes:
+    """An ONNX file in eight bits for ONNX Runtime: weights signed and per channel, activations unsigned, QDQ form.
+
+    Args:
+        onnx: as ``prepared_onnx`` gives it.
+
+    Raises:
+        ExportError: X601 ONNX Runtime cannot quantise this network. ValueError: a layer to keep that it has not.
     """
     import onnx as library
     from onnxruntime import quantization
@@ -159,15 +185,12 @@ def quantise_onnx(onnx: bytes, images_NCHW: np.ndarray, keep_float: Sequence[str
 
     proto = library.load_from_string(onnx)
     name = proto.graph.input[0].name
+    if unknown := set(keep_float) - {node.name for node in proto.graph.node}:
+        raise ValueError(f"no layers that could stay float: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ready, made = Path(folder, "ready.onnx"), Path(folder, "int8.onnx")
+        ready.write_bytes(onnx)
         try:
-            library.save(proto, str(Path(folder, "float.onnx")))
-            # Shapes are inferred and operations fused as the runtime will do it, so that pairs are not torn apart.
-            quantization.shape_inference.quant_pre_process(
-                str(Path(folder, "float.onnx")), str(ready), skip_symbolic_shape=True
-            )
-            left = [n for n in keep_float if n in {node.name for node in library.load(str(ready)).graph.node}]
             quantization.quantize_static(
                 str(ready),
                 str(made),
@@ -177,11 +200,10 @@ def quantise_onnx(onnx: bytes, images_NCHW: np.ndarray, keep_float: Sequence[str
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=left,
+                nodes_to_exclude=list(keep_float),
             )
         except Exception as problem:
-            told = f"ONNX Runtime cannot quantise it: {' '.join(str(problem).split())[:200]}"
-            raise ExportError("X601", "model.onnx", told, "Quantise with --runtimes openvino") from problem
+            raise _not_quantised(problem) from problem
         return made.read_bytes()
 
 
@@ -199,6 +221,11 @@ def import_nncf() -> Any:
         remedy = "Install the extra: pip install 'medloom[deploy]'"
         raise UsageError("U210", "environment", "the package nncf is not installed", remedy) from None
     return nncf
+
+
+def _not_quantised(problem: Exception) -> ExportError:
+    told = f"ONNX Runtime cannot quantise it: {' '.join(str(problem).split())[:200]}"
+    return ExportError("X601", "model.onnx", told, "Quantise with --runtimes openvino")
 
 
 def _network(ir: Ir) -> Any:

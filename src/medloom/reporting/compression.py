@@ -29,6 +29,8 @@ def _distilled(found: Mapping[str, Any]) -> list[str]:
     for title, part in pairs:
         if part:
             lines.append(f"Test AUC less that of {title}: {_gap(part['auc']['difference'])}")
+    if not found.get("against_teacher"):
+        lines.append("Not compared with its teacher: there is no test split")
     return lines
 
 

@@ -18,7 +18,7 @@ from medloom.config import Recipe, load_recipe
 from medloom.errors import UsageError
 from medloom.files import RunDirectory, write_json
 from medloom.workflows.outcome import Outcome
-from medloom.workflows.progress import number
+from medloom.workflows.progress import Progress, number
 
 if TYPE_CHECKING:
     from medloom.deployment.bundle import Bundle
@@ -49,7 +49,10 @@ def distill(
         teacher: run directory or bundle.
         student: a recipe file, or a model ``NAME`` or ``NAME(key=value, ...)``, which is then trained by the teacher's
             recipe.
-        beside: a finished run of the same student without a teacher.
+        beside: a finished run of the same student without a teacher; where it was tested on other images than the
+            student will be, nothing is trained.
+
+    Without a test split ``compression.json`` holds no comparison, and the outcome says so.
 
     Raises:
         UsageError: U206, U207, U225, U233 ``beside`` is not finished, U236 no recipe to train by. DataError: D117 the
@@ -58,7 +61,7 @@ def distill(
     from medloom.deployment.bundle import load_classifier
     from medloom.evaluation.predictions import read_csv
     from medloom.reporting.report import write_report
-    from medloom.workflows.train import train
+    from medloom.workflows.train import resolve, train
 
     bundle = load_classifier(teacher)
     recipe = _student(teacher, student, bundle.name, overrides)
@@ -70,20 +73,24 @@ def distill(
                 "U233", beside, "no finished run with a test split is there", "Name another, or leave it out"
             )
         other = read_csv(path)
+        _same_test_images(other, resolve(recipe, data=data, overrides=(), seed=seed, accept=accept), quiet=quiet)
     done = train(recipe, data=data, out=out, seed=seed, resume=resume, accept=accept, quiet=quiet)
-    if done.exit_code or not done.directory.predictions("test").exists():
+    if done.exit_code:
         return Outcome(done.as_dict(), (done.text(),), done.exit_code)
-    run = done.directory
-    mine = read_csv(run.predictions("test"))
-    taught = _teacher_answers(bundle, run, mine)
+    run, against, its_like = done.directory, None, None
+    if run.predictions("test").exists():
+        mine = read_csv(run.predictions("test"))
+        against = _compared(mine, _teacher_answers(bundle, run), recipe)
+        if other is not None:
+            its_like = {"run": Path(str(beside)).name, **_compared(mine, other, recipe)}
     report: dict[str, Any] = {
         "what": "distilled",
         "teacher": {"name": bundle.name, "bundle": bundle.hash, **_size(bundle)},
         "student": _size(load_classifier(run.bundle)),
         "weight": recipe.distill.weight,
         "temperature": recipe.distill.temperature,
-        "against_teacher": _compared(mine, taught, recipe),
-        "beside": None if other is None else {"run": Path(str(beside)).name, **_compared(mine, other, recipe)},
+        "against_teacher": against,
+        "beside": its_like,
     }
     write_json(run.root / "compression.json", report)
     write_report(run)
@@ -113,7 +120,27 @@ def _student(teacher: str | Path, student: str, name: str, overrides: Sequence[s
     return load_recipe(values, tuple(overrides))
 
 
-def _teacher_answers(bundle: Bundle, run: RunDirectory, mine: Predictions) -> Predictions:
+def _same_test_images(other: Predictions, recipe: Recipe, *, quiet: bool) -> None:
+    """Refuse, before anything is trained, to be held against what was tested on other images.
+
+    Raises:
+        DataError: D116. What reading the images raises.
+    """
+    from medloom.data.scan import scan
+    from medloom.data.sources import open_dataset
+    from medloom.data.splits import make_splits
+    from medloom.evaluation.comparison import aligned
+    from medloom.workflows.score import predictions_of
+
+    with Progress("reading images", quiet=quiet) as step:
+        dataset = scan(open_dataset(str(recipe.data.path), recipe.data), recipe.data, progress=step).dataset
+    if dataset.label_values:
+        return  # masks: training refuses them, with what to do
+    test = make_splits(dataset, recipe.data, recipe.train.seed).dataset.select("test")
+    aligned(predictions_of(test, "test", np.zeros((len(test), len(test.classes))), 1.0), other)
+
+
+def _teacher_answers(bundle: Bundle, run: RunDirectory) -> Predictions:
     """The teacher on the student's test images, from the pixels that both see; entered in the ledger."""
     from medloom.data.records import read_csv
     from medloom.workflows.prepare import load_pixels
@@ -163,4 +190,6 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
             gap = part["auc"]["difference"]
             told = number(gap) if gap["value"] is not None else str(gap["note"])
             lines.append(f"test AUC less that of {title}: {told}")
+    if report["against_teacher"] is None:
+        lines.append("there is no test split: the student could not be compared with its teacher")
     return lines

@@ -77,8 +77,8 @@ def prune(
 
     Args:
         source: a run directory, or a bundle together with ``recipe``.
-        ratio: share of all widths that goes; without one, as much as ``target`` needs.
-        target: times as fast at batch 1 as before, measured; with ``ratio`` anything above 1 is enough.
+        ratio: share of all widths that goes, at most ``MOST_SHARE``; without one, as much as ``target`` needs.
+        target: times as fast at batch 1 as before, measured; with ``ratio`` anything above 1.00 is enough.
         steps: as many until ``target`` is expected, and twice as many at most.
         epochs: of learning from the unpruned model after each step; twice as many after the last.
         what: kinds of parts, of ``models.prune.KINDS``.
@@ -88,9 +88,9 @@ def prune(
         UsageError: U212, U225, U236. ModelError: C516 a network whose graph cannot be followed. DataError: D117.
     """
     started = time.monotonic()
-    if (ratio is not None and not 0 < ratio < 1) or target <= 1 or steps < 1 or epochs < 1:
+    if (ratio is not None and not 0 < ratio <= MOST_SHARE) or target <= 1 or steps < 1 or epochs < 1:
         problem = f"--ratio {ratio}, --target {target}, --steps {steps}, --epochs {epochs}"
-        raise UsageError("U236", "prune", problem, "Give a ratio between 0 and 1, a target above 1, and counts from 1")
+        raise UsageError("U236", "prune", problem, f"Give 0 < ratio <= {MOST_SHARE}, a target above 1, counts from 1")
     bundle = load_classifier(source)
     wanted = _recipe(source, recipe, data, epochs, overrides, accept)
     place = Path(out) if out is not None else Path("runs") / f"{wanted.name}"
@@ -186,8 +186,9 @@ class _Pruning:
         gate = quality_gate(old, table, thresholds=cuts, **options)
         require(gate, place, _REMEDY)
         faster = speed["batch 1"]["faster"]
-        if faster < target:
-            raise GateError("X604", place, f"it is {faster:.2f} times as fast, {target:g} was asked for", _REMEDY)
+        if faster < target or round(faster, 2) <= 1:  # 1.00, as it is told, is not faster
+            told = f"it is {faster:.2f} times as fast, {f'{target:g}' if target > 1 else 'more than 1'} was asked for"
+            raise GateError("X604", place, told, _REMEDY)
         decision = carried_over(point, table, recipe.evaluation, timestamp=score.now(), seed=recipe.train.seed)
         write_json(run.environment, environment())
         write_text(run.recipe, recipe.as_yaml())

@@ -56,7 +56,7 @@ def quantize(
         out: default ``bundle-int8`` (``bundle-bf16``) beside the bundle. Beside it, with the ending .json, stands what
             was found, with each decision that turned over by its id; ids stay out of the bundle.
         precision: ``bf16`` keeps the float files and has OpenVINO compute in bfloat16, where the CPU does.
-        images: how many training images calibrate.
+        images: how many training images calibrate, or all where there are fewer; how many they were is recorded.
 
     Raises:
         GateError: X604, no network holds; nothing is left. ModelError: C515 a bundle that draws masks.
@@ -74,11 +74,13 @@ def quantize(
     if "quantisation" in opened.document:
         raise UsageError("U245", opened.root, "it is quantised already", "Give the bundle that it was made from")
     place = Path(out) if out is not None else opened.root.with_name(f"{opened.root.name}-{precision}")
-    if place.exists():
-        raise UsageError("U212", place, "something is already there", "Name another with --out, or move it away")
+    report = place.with_name(f"{place.name}.json")
+    for each in (place, report):
+        if each.exists():
+            raise UsageError("U212", each, "something is already there", "Name another with --out, or move it away")
     bundle = load_classifier(source, runtime="onnx")
     found = images_of(source, bundle, data=data, accept=accept, quiet=quiet)
-    validation, candidates = _candidates(opened, bundle, found, precision, runtimes, images, seed, quiet)
+    validation, candidates, used = _candidates(opened, bundle, found, precision, runtimes, images, seed, quiet)
     taken = [each for each in candidates if each.passed]
     if not taken:
         reasons = "; ".join(f"{each.name}: {', '.join(each.reports['val']['reasons'])}" for each in candidates)
@@ -92,7 +94,7 @@ def quantize(
     changes: dict[str, Any] = {
         "name": f"{opened.document['name']} {kind}",
         "runtimes": said,
-        "quantisation": recorded(candidates, taken, kind, images),
+        "quantisation": recorded(candidates, taken, kind, used),
         # What was found and timed of the float network is not said of this one.
         "parity": {"network": "the float one that this was made from", **opened.document["parity"]},
         "latency": {},
@@ -102,7 +104,6 @@ def quantize(
         for name in said:
             said[name]["milliseconds_per_image_at_batch"] = _clean(twin, name, bundle, found, validation, taken)
     rewrite(opened, place, files=files, changes=changes)
-    report = place.with_name(f"{place.name}.json")
     networks = {each.name: {**layers(each), **each.reports} for each in (*candidates, *taken)}
     write_json(report, {"bundle": place.name, "made_from": bundle.hash, "precision": kind, "networks": networks})
     return told(place, report, candidates, taken, said)
@@ -117,7 +118,8 @@ def _candidates(
     images: int,
     seed: int,
     quiet: bool,
-) -> tuple[Part, list[Candidate]]:
+) -> tuple[Part, list[Candidate], int]:
+    """Validation, the networks that were made, and how many images calibrated them."""
     from medloom.deployment.openvino_ir import Ir, ir_of
     from medloom.workflows import quantize_steps as steps
 
@@ -129,11 +131,11 @@ def _candidates(
         ir = ir_of(onnx, opened.root / "model.xml") if None in stored else Ir(*stored)  # type: ignore[arg-type]
     if precision == "bf16":
         assert ir is not None
-        return validation, [steps.bfloat16_candidate(bundle, ir, validation, seed)]
+        return validation, [steps.bfloat16_candidate(bundle, ir, validation, seed)], 0
     rows = steps.calibration_rows(training, images, seed)
     pixels_NHWC = steps.pixels_of(bundle, training, found.config, rows, quiet=quiet)
     made = [steps.int8_candidate(bundle, name, onnx, ir, pixels_NHWC, validation, seed) for name in runtimes]
-    return validation, made
+    return validation, made, len(rows)
 
 
 def _elsewhere(

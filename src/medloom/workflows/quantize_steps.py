@@ -19,6 +19,7 @@ from medloom.deployment.quantize import (
     Quantised,
     onnx_layers,
     openvino_layers,
+    prepared_onnx,
     quantise_onnx,
     quantise_openvino,
     with_fallback,
@@ -131,10 +132,11 @@ def int8_candidate(
     threads = bundle.pipeline.runtime.threads
     quantise: Callable[[Sequence[str]], Any]
     if name == ONNX:
-        layers = onnx_layers(onnx)
+        ready = prepared_onnx(onnx)
+        layers = onnx_layers(ready)
 
         def quantise(left: Sequence[str]) -> bytes:
-            return quantise_onnx(onnx, x_NCHW, left)
+            return quantise_onnx(ready, x_NCHW, left)
 
         def run(network: Any) -> Runtime:
             return Runtime(network, threads=threads)

@@ -18,7 +18,11 @@ def layers(each: Candidate) -> dict[str, Any]:
 
 
 def recorded(candidates: Sequence[Candidate], taken: Sequence[Candidate], kind: str, images: int) -> dict[str, Any]:
-    """``quantisation`` of model.json: figures without ids, and sentences for the card."""
+    """``quantisation`` of model.json: figures without ids, and sentences for the card.
+
+    Args:
+        images: how many calibrated; 0 in bfloat16, which asks for none.
+    """
     networks: dict[str, Any] = {}
     for each in taken:
         figures = {

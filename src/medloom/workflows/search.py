@@ -223,7 +223,9 @@ def _write(place: Path, content: dict[str, Any], recipe: Recipe) -> Path:
             f"{best['ms']:.2f} ms, validation AUC {best['validation_auc']:.4f} (the best of many on the same images, "
             "and so a little too good; test images were never scored)."
         )
-        values |= {"name": f"{recipe.name}-found", "notes": note, "model": {**values["model"], **best["model"]}}
+        # The weights that the recipe started from fit its own model; every trial started without any.
+        model = {**values["model"], "weights": None, "new_head": False, "pretrained": False, **best["model"]}
+        values |= {"name": f"{recipe.name}-found", "notes": note, "model": model}
         write_text(place / "best.yaml", load_recipe(values).as_yaml())
     return write_search_page(place, content)
 
