@@ -31,6 +31,7 @@ from medloom.errors import DataError, UsageError
 from medloom.models.maxvit_trunk import stage_strides, stage_windows
 from medloom.models.registry import create_model
 from medloom.workflows.plan import plan
+from medloom.workflows.segment_steps import memory_line
 
 Medloom = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -102,6 +103,20 @@ def test_computed_tomography_is_known_by_its_values(tmp_path: Path) -> None:
     assert recipe.volume.intensity == "window"
     assert recipe.volume.window is not None
     assert -920 < recipe.volume.window[0] < recipe.volume.window[1] < -760
+
+
+@pytest.mark.parametrize("model", ["maxvit_unet_3d_tiny", "unet_3d"])
+def test_a_run_says_the_memory_that_the_plan_said(tmp_path: Path, model: str) -> None:
+    made, recipe = planned(cases(tmp_path, (40, 40, 12), [(0.8, 0.8, 4.0)] * 5), model=model)
+    assert recipe.segmentation.patch is not None
+    size = recipe.segmentation.patch
+    told = memory_line(recipe, size)
+    assert told is not None
+    assert f"about {made.gigabytes:.2g} GB in float32" in told
+    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"amp": "bf16"})})
+    assert "bfloat16" in str(memory_line(half, size))
+    narrow = recipe.model.model_copy(update={"options": {"dims": [8, 16]}})
+    assert memory_line(recipe.model_copy(update={"model": narrow}), size) is None
 
 
 def test_test_cases_decide_nothing(tmp_path: Path) -> None:

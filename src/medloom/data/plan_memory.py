@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medloom.data.plan_strides import plan_strides, stride_factor
 from medloom.errors import UsageError
@@ -42,16 +43,38 @@ def step_gigabytes(model: str, patch: tuple[int, ...], batch: int, spacing: Sequ
     Args:
         spacing: mm of a voxel, for the strides that ``plan_strides`` gives its patch; left out, all axes are halved.
     """
+    return _gigabytes(model, patch, batch, plan_strides(model, patch, spacing) if spacing else ())
+
+
+def recipe_gigabytes(
+    model: str, options: Mapping[str, Any], patch: tuple[int, ...], batch: int, *, half: bool
+) -> float | None:
+    """The same for a recipe's own model, patch or picture, and batch; ``half`` where activations are bfloat16.
+
+    Returns:
+        None for a network that was not measured, or under options by which it keeps more or less than that.
+    """
+    if model not in STEP or not options.keys() <= {"strides", "window"}:
+        return None
+    whole = _gigabytes(model, patch, batch, options.get("strides", ()))
+    return _halved(model, whole) if half else whole
+
+
+def _gigabytes(model: str, patch: tuple[int, ...], batch: int, strides: Sequence[Sequence[int]]) -> float:
     _, per_voxel, parameters = STEP[model]
-    if spacing:
-        per_voxel *= stride_factor(model, plan_strides(model, patch, spacing))
-    return (OVERHEAD * per_voxel * math.prod(patch) * batch + 16 * parameters) / 1e9
+    kept = per_voxel * stride_factor(model, strides) * math.prod(patch) * batch
+    return (OVERHEAD * kept + 16 * parameters) / 1e9
 
 
 def half_gigabytes(model: str, patch: tuple[int, ...], batch: int, spacing: Sequence[float] = ()) -> float:
     """The same where activations are bfloat16."""
+    return _halved(model, step_gigabytes(model, patch, batch, spacing))
+
+
+def _halved(model: str, gigabytes: float) -> float:
+    """Weights, gradients and moments stay float32."""
     states = 16 * STEP[model][2] / 1e9
-    return (step_gigabytes(model, patch, batch, spacing) - states) / 2 + states
+    return (gigabytes - states) / 2 + states
 
 
 def largest_patch(model: str, shape: tuple[int, ...], memory: float, spacing: Sequence[float] = ()) -> tuple[int, ...]:

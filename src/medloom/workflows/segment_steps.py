@@ -7,6 +7,7 @@ validation, before the test cases are answered.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from medloom.config import Recipe
 from medloom.data.augment import backend
+from medloom.data.plan_memory import recipe_gigabytes
 from medloom.data.preprocess import Preprocess
 from medloom.data.records import read_csv
 from medloom.files import RunDirectory
@@ -26,6 +28,7 @@ from medloom.training.loop import FitResult
 from medloom.training.segmentation import CaseExamples, segmenting
 from medloom.workflows import segment_score
 from medloom.workflows.networks import build
+from medloom.workflows.progress import Progress
 from medloom.workflows.run_steps import announce, check_model, device_of, open_run, run_fit, without_scoring
 from medloom.workflows.segment_prepare import PreparedCases, load_cases, prepare_cases
 from medloom.workflows.train import TrainedRun
@@ -42,6 +45,8 @@ def lead(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool, quiet
     notices: list[str] = []
     model = build(recipe, architecture, notices.append)
     announce(recipe, run, world, resume=resume)
+    if expected := memory_line(recipe, architecture["image_size"]):
+        Progress("training", quiet=quiet).keep(expected)
     fitted = _fit(model, recipe, run, prepared, device, world, resume=resume, quiet=quiet)
     told = (*notices, *fitted.notices)
     if ended := without_scoring(run, fitted, started, told):
@@ -61,6 +66,16 @@ def follow(recipe: Recipe, run: RunDirectory, world: World, *, resume: bool) -> 
     model = build(recipe, architecture_of(recipe, prepared))
     fitted = _fit(model, recipe, run, prepared, device, world, resume=resume, quiet=True)
     return TrainedRun(run, {}, 0.0, fitted.exit_code)
+
+
+def memory_line(recipe: Recipe, size: Sequence[int]) -> str | None:
+    """What ``data plan`` would say of this recipe's memory, before the first step; None where nothing was measured."""
+    half, batch = recipe.train.amp == "bf16", recipe.train.batch_size
+    taken = recipe_gigabytes(recipe.model.name, recipe.model.options, tuple(size), batch, half=half)
+    if taken is None:
+        return None
+    shown = " x ".join(map(str, size))
+    return f"a step of {batch} x {shown} takes about {taken:.2g} GB in {'bfloat16' if half else 'float32'} (estimate)"
 
 
 def architecture_of(recipe: Recipe, prepared: PreparedCases) -> dict[str, Any]:
