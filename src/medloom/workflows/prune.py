@@ -187,8 +187,8 @@ class _Pruning:
         require(gate, place, _REMEDY)
         faster = speed["batch 1"]["faster"]
         if faster < target or round(faster, 2) <= 1:  # 1.00, as it is told, is not faster
-            told = f"it is {faster:.2f} times as fast, {f'{target:g}' if target > 1 else 'more than 1'} was asked for"
-            raise GateError("X604", place, told, _REMEDY)
+            slow = f"it is {faster:.2f} times as fast, {f'{target:g}' if target > 1 else 'more than 1'} was asked for"
+            raise GateError("X604", place, slow, _REMEDY)
         decision = carried_over(point, table, recipe.evaluation, timestamp=score.now(), seed=recipe.train.seed)
         write_json(run.environment, environment())
         write_text(run.recipe, recipe.as_yaml())
