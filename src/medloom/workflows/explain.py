@@ -24,6 +24,7 @@ from medloom.files import atomic_directory, write_bytes
 from medloom.reporting.pictures import Picture
 from medloom.reporting.token_page import MEANING, token_html
 from medloom.reporting.token_views import drawn_scales, panel
+from medloom.workflows.keep_rate import set_rate
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.predict import EXCLUDE_LIMIT, NOTICE, find_images
 from medloom.workflows.progress import Progress, Report
@@ -85,7 +86,8 @@ def explain(
     opened = bundle if isinstance(bundle, Bundle) else load_classifier(bundle, threads=threads)
     model = restore_model(opened)
     own = getattr(model, "keep_rate", None)
-    _set_keep(model, opened, keep)
+    if keep is not None:
+        set_rate(model, f"model {opened.document['architecture']['name']}", keep)
     _check_maps(model, opened)
     files, passed_over = find_images(paths)
     rows: list[Explained | Prediction] = []
@@ -119,15 +121,6 @@ def explain(
 def _check_free(out: Path) -> None:
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError("U212", out, "something is already there", "Name another folder with --out")
-
-
-def _set_keep(model: nn.Module, bundle: Bundle, keep: float | None) -> None:
-    if keep is None:
-        return
-    if not hasattr(model, "set_keep"):
-        place = f"model {bundle.document['architecture']['name']}"
-        raise UsageError("U208", place, "it keeps all its tokens, so there is no keep rate to set", "Leave --keep out")
-    model.set_keep(keep)  # type: ignore[operator]
 
 
 @torch.inference_mode()

@@ -53,13 +53,11 @@ def export(
     """
     from medloom.deployment.bundle import Bundle, load
     from medloom.deployment.bundle_folder import open_folder
-    from medloom.deployment.bundle_rewrite import rewrite, without_ir
-    from medloom.deployment.bundle_runtimes import FLOAT32, TOLERANCE
-    from medloom.deployment.export import onnx_bytes, restore_model
-    from medloom.deployment.openvino_ir import ir_of
+    from medloom.deployment.bundle_rewrite import rewrite
+    from medloom.deployment.export import restore_model
     from medloom.deployment.runtime_engines import import_openvino
     from medloom.workflows.bundle_images import images_of
-    from medloom.workflows.keep_rate import golden_answers, held_answers, set_rate
+    from medloom.workflows.keep_rate import described, golden_answers, held_answers, set_rate
 
     if openvino:
         import_openvino()  # missing: said before the work
@@ -70,23 +68,20 @@ def export(
     place = _place(opened, out, keep)
     bundle = load(source, runtime="onnx")
     model = restore_model(bundle)
-    changes = {} if keep is None else set_rate(model, opened, keep)
+    changes: dict[str, Any] = {}
+    if keep is not None:
+        set_rate(model, opened.root, keep)
+        changes = described(opened, keep)
     images = images_of(source, bundle, data=data, accept=accept, quiet=quiet)
     part = images.split("val")
     limit = PARITY_CASES if bundle.document["task"] == "segmentation" else PARITY_IMAGES
     chosen = np.linspace(0, len(part) - 1, min(limit, len(part)), dtype=int)
     step = Progress("exporting", quiet=quiet)
-    runtime = bundle.pipeline.runtime
-    onnx = onnx_bytes(model, in_chans=runtime.in_chans, size=runtime.size)
-    files: dict[str, bytes | None] = {**without_ir(), "model.onnx": onnx}
-    said: dict[str, dict[str, Any]] = {"onnx": {"precision": FLOAT32, "tolerance": TOLERANCE}}
-    if openvino:
-        files["model.xml"], files["model.bin"] = ir_of(onnx, opened.root / "model.xml")
-        said["openvino"] = {"precision": FLOAT32, "tolerance": TOLERANCE}
+    files, said = float_networks(model, bundle, openvino=openvino)
     if keep is not None:
         assert isinstance(bundle, Bundle)  # a segmenter has no keep rate, which set_rate says
         files["golden.npz"] = golden_answers(model, opened, bundle)
-        changes["keep"] = held_answers(onnx, opened, bundle, images, keep, quiet=quiet)
+        changes["keep"] = held_answers(files["model.onnx"], opened, bundle, images, keep, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder:
         # Parity is recorded in the bundle that is kept, so what is asked is its twin, without these figures.
         try:
@@ -102,11 +97,33 @@ def export(
     return _told(place, opened, said, changes.get("keep", {}).get("told", []))
 
 
+def float_networks(
+    model: Any, bundle: Bundle | SegmenterBundle, *, openvino: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The files of a network in float32, and what ``runtimes`` of model.json says of them; an older IR is taken out.
+
+    Raises:
+        ExportError: X601.
+    """
+    from medloom.deployment.bundle_rewrite import without_ir
+    from medloom.deployment.bundle_runtimes import FLOAT32, TOLERANCE
+    from medloom.deployment.export import onnx_bytes
+    from medloom.deployment.openvino_ir import ir_of
+
+    runtime = bundle.pipeline.runtime
+    onnx = onnx_bytes(model, in_chans=runtime.in_chans, size=runtime.size)
+    files: dict[str, Any] = {**without_ir(), "model.onnx": onnx}
+    names = ["onnx"]
+    if openvino:
+        files["model.xml"], files["model.bin"] = ir_of(onnx, bundle.root / "model.xml")
+        names.append("openvino")
+    return files, {name: {"precision": FLOAT32, "tolerance": TOLERANCE} for name in names}
+
+
 def _place(opened: Opened, out: str | Path | None, keep: float | None) -> Path:
     """Where the bundle is written: what is there is replaced, so it must be a bundle."""
-    if out is None:
-        return opened.root if keep is None else opened.root.with_name(f"{opened.root.name}-keep{keep:g}")
-    place = Path(out)
+    own = opened.root if keep is None else opened.root.with_name(f"{opened.root.name}-keep{keep:g}")
+    place = own if out is None else Path(out)
     if place.exists() and not (place / "model.json").is_file():
         raise UsageError("U212", place, "something is there that is no bundle", "Name a new folder with --out")
     return place

@@ -28,8 +28,11 @@ def own_rate(document: Mapping[str, Any]) -> float | None:
     return None if rate is None else float(rate)
 
 
-def set_rate(model: nn.Module, opened: Opened, keep: float) -> dict[str, Any]:
-    """Give the network another rate; returns what model.json then says of name and architecture.
+def set_rate(model: nn.Module, place: object, keep: float) -> None:
+    """Give a network another keep rate.
+
+    Args:
+        place: how an error names the model.
 
     Raises:
         UsageError: U208 a rate outside (0, 1], or a model that keeps all its tokens.
@@ -38,9 +41,12 @@ def set_rate(model: nn.Module, opened: Opened, keep: float) -> dict[str, Any]:
 
     check_keep(keep)
     if not hasattr(model, "set_keep"):
-        told = "it keeps all its tokens, so there is no keep rate to set"
-        raise UsageError("U208", opened.root, told, "Leave --keep out")
+        raise UsageError("U208", place, "it keeps all its tokens, so there is no keep rate to set", "Leave --keep out")
     model.set_keep(keep)  # type: ignore[operator]
+
+
+def described(opened: Opened, keep: float) -> dict[str, Any]:
+    """What model.json says of name and architecture at another rate."""
     name = f"{opened.document['name']}, keep {keep:g}"
     return {"name": name, "architecture": {**opened.document["architecture"], "keep_rate": keep}}
 
@@ -97,24 +103,18 @@ def write_twin(opened: Opened, bundle: Bundle, place: Path) -> Path:
     Raises:
         ExportError: X601. ModelError: what loading raises.
     """
-    from medloom.deployment.bundle_rewrite import rewrite, without_ir
-    from medloom.deployment.bundle_runtimes import FLOAT32, TOLERANCE, stated
-    from medloom.deployment.export import onnx_bytes, restore_model
-    from medloom.deployment.openvino_ir import ir_of
-    from medloom.deployment.runtime_engines import ONNX, OPENVINO, installed
+    from medloom.deployment.bundle_rewrite import rewrite
+    from medloom.deployment.bundle_runtimes import stated
+    from medloom.deployment.export import restore_model
+    from medloom.deployment.runtime_engines import OPENVINO, installed
+    from medloom.workflows.export import float_networks
 
     model = restore_model(bundle)
-    changes = set_rate(model, opened, 1.0)
-    runtime = bundle.pipeline.runtime
-    onnx = onnx_bytes(model, in_chans=runtime.in_chans, size=runtime.size)
-    golden = golden_answers(model, opened, bundle)
-    files: dict[str, bytes | None] = {**without_ir(), "model.onnx": onnx, "golden.npz": golden}
-    names = [ONNX]
-    if OPENVINO in stated(opened.document) and installed(OPENVINO):
-        files["model.xml"], files["model.bin"] = ir_of(onnx, opened.root / "model.xml")
-        names.append(OPENVINO)
-    changes["runtimes"] = {name: {"precision": FLOAT32, "tolerance": TOLERANCE} for name in names}
-    return rewrite(opened, place, files=files, changes=changes)
+    set_rate(model, opened.root, 1.0)
+    openvino = OPENVINO in stated(opened.document) and installed(OPENVINO)
+    files, said = float_networks(model, bundle, openvino=openvino)
+    files["golden.npz"] = golden_answers(model, opened, bundle)
+    return rewrite(opened, place, files=files, changes={**described(opened, 1.0), "runtimes": said})
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -131,10 +131,8 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for batch in ("batch 1", "batch 16")
         }
         losing = [batch for batch, times in faster.items() if times < PAYS]
-        told = (
-            f"{row['bundle']} in {TITLES[row['runtime']]}: keep {row['keep_rate']:g} is {faster['batch 1']:.2f} times "
-        )
-        told += f"as fast as all tokens at batch 1, {faster['batch 16']:.2f} at batch 16"
+        times = f"{faster['batch 1']:.2f} times as fast as all tokens at batch 1, {faster['batch 16']:.2f} at batch 16"
+        told = f"{row['bundle']} in {TITLES[row['runtime']]}: keep {row['keep_rate']:g} is {times}"
         if losing:
             told += f"; pruning does not pay at {' and '.join(losing)}"
         kept = {"bundle": row["bundle"], "runtime": row["runtime"], "keep_rate": row["keep_rate"]}
