@@ -18,7 +18,7 @@ from medloom.workflows.environment import environment
 RESULTS = Path(__file__).parent / "results"
 MODELS = {
     "lungs": ("unet", "transunet", "maxvit_unet"),
-    "hippocampus": ("unet_3d", "transunet_3d", "maxvit_unet_3d", "swin_unetr"),
+    "hippocampus": ("unet_3d", "transunet_3d", "maxvit_unet_3d", "transunet_3d_small", "swin_unetr"),
 }
 PUBLISHED = {"lungs": "a published hybrid: Dice 0.957 (arXiv 2408.04290); good U-Nets: 0.97 to 0.98",
              "hippocampus": "nnU-Net: Dice about 0.90 (anterior) and 0.89 (posterior)"}  # fmt: skip

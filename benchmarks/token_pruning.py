@@ -14,6 +14,7 @@ difference between its answers and PyTorch's, and whether it kept the same token
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -103,6 +104,12 @@ def build(row: Row) -> tuple[nn.Module, nn.Module]:
     return pair[0], pair[1]
 
 
+@functools.cache
+def _onnx(model: nn.Module) -> bytes:
+    """Once for all batches: ToMe takes minutes."""
+    return onnx_bytes(model, in_chans=1, size=(SIZE, SIZE))
+
+
 def runner(
     model: nn.Module, runtime: str, threads: int, batch: int, device: str = "cpu"
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -117,7 +124,7 @@ def runner(
 
         return answer
     torch.set_num_threads(1)
-    data = onnx_bytes(model, in_chans=1, size=(SIZE, SIZE))
+    data = _onnx(model)
     if runtime == "onnxruntime":
         import onnxruntime
 
@@ -142,8 +149,8 @@ def measure(name: str, runtime: str, arguments: argparse.Namespace) -> dict[str,
     rng = np.random.default_rng(0)
     images = rng.random((max(arguments.batches), 1, SIZE, SIZE), dtype=np.float32)
     result: dict[str, Any] = {}
+    dense, pruned = build(row)
     for batch in arguments.batches:
-        dense, pruned = build(row)
         sides = [runner(model, runtime, arguments.threads, batch, arguments.device) for model in (dense, pruned)]
         x_BCHW = images[:batch]
         for side in sides:
@@ -168,13 +175,12 @@ def measure(name: str, runtime: str, arguments: argparse.Namespace) -> dict[str,
             "turns": len(turns),
         }
     if runtime != "eager":
-        result["parity"] = parity(row, runtime, images[:4], arguments.threads)
+        result["parity"] = parity(row, pruned, runtime, images[:4], arguments.threads)
     return result
 
 
-def parity(row: Row, runtime: str, x_BCHW: np.ndarray, threads: int) -> dict[str, Any]:
+def parity(row: Row, pruned: nn.Module, runtime: str, x_BCHW: np.ndarray, threads: int) -> dict[str, Any]:
     """Largest difference of the answers, and whether the same tokens were kept."""
-    _, pruned = build(row)
     model = pruned if row.method == "tome" else WithKept(pruned)
     there = runner(model, runtime, threads, len(x_BCHW))(x_BCHW)
     with torch.inference_mode():

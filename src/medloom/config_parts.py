@@ -15,6 +15,7 @@ class Part(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Millimetres = Annotated[float, Field(gt=0, le=50)]
 
 
 class DataConfig(Part):
@@ -52,6 +53,9 @@ class DataConfig(Part):
     exclude_limit: Fraction = 0.01
     frames: Literal["refuse", "first", "all"] = "refuse"
     max_megapixels: Annotated[float, Field(gt=0)] = 64.0
+    pixel_spacing: Millimetres | tuple[Millimetres, Millimetres] | None = Field(
+        default=None, description="mm between the rows and between the columns of pictures whose files do not say"
+    )
     expect: dict[Literal["modality", "body_part", "view"], tuple[str, ...]] = Field(
         default={}, description="what DICOM files must be of, where they say, e.g. {modality: [CR, DX]}"
     )

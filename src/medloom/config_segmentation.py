@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medloom.config_parts import Fraction, Part, Positive
+from medloom.config_parts import Fraction, Millimetres, Part, Positive
 
-Millimetres = Annotated[float, Field(gt=0, le=50)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -57,5 +56,5 @@ class SegmentationConfig(Part):
         default="off", description="only the largest piece of each structure; auto: where validation says that it helps"
     )
     tolerance: Millimetres = Field(
-        default=2.0, description="mm within which two surfaces agree; pixels where the images state no spacing"
+        default=2.0, description="mm within which two surfaces agree; pixels where no spacing is known"
     )

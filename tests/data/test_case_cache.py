@@ -75,6 +75,14 @@ def test_another_mask_image_order_or_setting_is_another_folder(tmp_path: Path) -
     assert len(keys) == 6
 
 
+def test_the_spacing_decides_of_volumes_and_only_measures_pictures(tmp_path: Path) -> None:
+    for suffix, folders in ((".nii", 2), (".png", 1)):
+        plain = [replace(r, mask=f"{r.id}{suffix}") for r in dataset().records]
+        spaced = [replace(r, spacing=(0.5, 0.25, 1.0)[: 3 if folders == 2 else 2]) for r in plain]
+        keys = {build(tmp_path, dataset().with_records(records)).key for records in (plain, spaced)}
+        assert len(keys) == folders
+
+
 def test_a_folder_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     build(tmp_path)
     (folder,) = tmp_path.glob("cases-*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -9,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from medloom.config import load_recipe
 from medloom.data.phantom import write_phantom
+from medloom.files import RunDirectory
+from medloom.workflows.prepare import prepare
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,3 +84,31 @@ def test_D119_the_stricter_patient_rule_refuses_the_real_chest_x_rays(rule: str,
     assert done.returncode == 3
     refused = {f["code"]: f["count"] for f in json.loads(done.stdout)["findings"] if f["severity"] == "refuse"}
     assert refused["D119"] == 170
+
+
+def test_D118_copies_between_parts_that_a_run_made_stand_in_its_audit(tmp_path: Path) -> None:
+    table = write_phantom(tmp_path / "phantom", n_patients=24, size=64, seed=0)
+    with table.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    copies = []
+    for k, row in enumerate(rows[::3]):
+        name = f"images/copy{k}.jpg"
+        Image.open(table.parent / row["path"]).convert("L").save(table.parent / name, quality=60)
+        copies.append((row, row | {"path": name, "patient": f"{row['patient']}-again"}))
+    carved = table.with_name("carved.csv")
+    with carved.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, ["path", "label", "patient"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, *(copy for _, copy in copies)])
+    values = {
+        "data": {"path": str(carved), "val_fraction": 0.3, "test_fraction": 0.3, "accept": ["D124"]},
+        "preprocess": {"size": 32, "channels": "grey"},
+        "model": {"name": "conv2d"},
+    }
+    run = RunDirectory(tmp_path / "run")
+    prepared = prepare(load_recipe(values), run, resume=False, quiet=True)
+    part = {r.path: r.split for r in prepared.dataset.records}
+    apart = sum(part[row["path"]] != part[copy["path"]] for row, copy in copies)
+    assert apart
+    findings = [f for f in json.loads(run.audit.read_text(encoding="utf-8"))["findings"] if f["code"] == "D118"]
+    assert [(f["severity"], f["count"]) for f in findings] == [("warn", apart)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medloom.config import DataConfig
@@ -68,8 +68,12 @@ class Audit:
         }
 
 
-def audit(scan: Scan, config: DataConfig) -> Audit:
-    """Judge a scanned data set. Only pairs that seem to be near copies are decoded again."""
+def audit(scan: Scan, config: DataConfig, *, prefer: str = "refuse") -> Audit:
+    """Judge a scanned data set. Only pairs that seem to be near copies are decoded again.
+
+    Args:
+        prefer: as in ``VolumeConfig``.
+    """
     dataset = scan.dataset
     parts = leakage_parts(dataset, config)
     findings = [
@@ -78,15 +82,31 @@ def audit(scan: Scan, config: DataConfig) -> Audit:
         *_few_patients(dataset),
         *_splits(dataset, config),
         *exact_copies(dataset, parts),
-        *_near_copies(scan, parts, config),
+        *near_copies(dataset, scan.images, parts, config, prefer),
         *shared_patients(dataset, parts),
         *shared_instances(dataset, scan.images),
         *shortcuts(dataset, scan.images),
         *_conversions(scan),
         *_notices(dataset),
     ]
-    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Audit(dataset.name, tuple(findings), counts_of(dataset), summary_of(scan), scan.excluded)
+    return Audit(dataset.name, _gravest_first(findings), counts_of(dataset), summary_of(scan), scan.excluded)
+
+
+def after_split(found: Audit, scan: Scan, split: Dataset, config: DataConfig, *, prefer: str = "refuse") -> Audit:
+    """The same audit, with near duplicates (D118) between the parts that will be trained and judged on.
+
+    An audit sees the parts of the source; which images are set aside where there are none, it cannot know.
+
+    Args:
+        split: of ``make_splits``, of the data set that was scanned.
+        prefer: as in ``VolumeConfig``.
+    """
+    placed = {record.id: record.split for record in split.records}
+    parts = [placed.get(record.id) for record in scan.dataset.records]
+    if parts == leakage_parts(scan.dataset, config):
+        return found
+    near = near_copies(scan.dataset, scan.images, parts, config, prefer)
+    return replace(found, findings=_gravest_first([*(f for f in found.findings if f.code != "D118"), *near]))
 
 
 def gate(found: Audit, accept: Collection[str] = ()) -> None:
@@ -108,6 +128,10 @@ def gate(found: Audit, accept: Collection[str] = ()) -> None:
         f"{first.title}{example}{more}",
         f"{first.remedy}. To go on all the same: --accept {first.code}",
     )
+
+
+def _gravest_first(findings: list[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def _exclusions(scan: Scan, config: DataConfig) -> list[Finding]:
@@ -150,13 +174,6 @@ def _classes(dataset: Dataset) -> list[Finding]:
             remedy = "Their metrics will be loose, or not estimable where there is none; add images"
             findings.append(Finding("D122", "warn", title, len(few), (), remedy))
     return findings
-
-
-def _near_copies(scan: Scan, parts: list[str | None], config: DataConfig) -> list[Finding]:
-    """Of pictures alone: slices through the same organ of two people look alike by nature."""
-    if scan.cases and scan.cases[0].spacing is not None:
-        return []
-    return near_copies(scan.dataset, scan.images, parts, config)
 
 
 def _few_patients(dataset: Dataset) -> list[Finding]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from medloom.data.build_lock import building
 from medloom.data.records import Dataset, Record
+from medloom.data.volume_source import is_volume_case
 from medloom.errors import DataError, ResourceError
 from medloom.files import atomic_directory, sha256_file, sha256_json, sweep_orphans, write_json
 
@@ -71,8 +72,12 @@ def build_cases(
         raise DataError("D115", dataset.name, "no cases", "Check the path and the excluded files")
     directory = Path(directory)
     rows = [
-        # The spacing, as equal voxels of another size are resampled otherwise.
-        [r.pixel_hash, r.mask_hash or sha256_file(dataset.root / str(r.mask)), list(r.spacing or ())]
+        # The spacing, as equal voxels of another size are resampled otherwise; of pictures it only measures answers.
+        [
+            r.pixel_hash,
+            r.mask_hash or sha256_file(dataset.root / str(r.mask)),
+            list(r.spacing or ()) if is_volume_case(r) else [],
+        ]
         for r in dataset.records
     ]
     key = sha256_json({"format": FORMAT, "values": dataset.label_values, "decides": decides, "rows": rows})

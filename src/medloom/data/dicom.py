@@ -33,6 +33,7 @@ from medloom.data.dicom_pixels import (
     make_square,
     palette_colours,
     pixel_aspect,
+    pixel_spacing,
     stored_codes,
 )
 from medloom.data.dicom_stream import Stream, has_mark, looks_bare, walk_stream
@@ -102,15 +103,20 @@ def read_dicom(
     if not 0 <= number < fmt.frames:
         raise DataError("M205", name, f"holds {fmt.frames} frames, and number {number} was asked for", "Audit it anew")
     pixels, bits, notes = displayed(stream, header, fmt, number)
+    spacing, stated = pixel_spacing(header)
     if aspect != 1.0:
         pixels = make_square(pixels, aspect)
+        if spacing is not None:  # the picture covers what it covered before
+            spacing = (spacing[0] * fmt.rows / pixels.shape[0], spacing[1] * fmt.columns / pixels.shape[1])
         notes = (*notes, SQUARED)
     if may_show_text(header):
         notes = (*notes, BURNED_IN)
     pixels = merge_equal_channels(pixels)
     check_content(pixels, name)
     mode = f"{fmt.photometric};{fmt.stored}"
-    return Image(pixels, bits, mode, "dicom", len(data), notes, instance=instance)
+    return Image(
+        pixels, bits, mode, "dicom", len(data), notes, instance=instance, spacing=spacing, spacing_from=stated
+    )  # fmt: skip
 
 
 def displayed(

@@ -32,6 +32,7 @@ STORED_RANGE = "no DICOM window: range of the stored bits"
 OVERLAY = "overlay bits masked off"
 SQUARED = "pixels made square"
 MAX_PIXEL_ASPECT = 10.0
+SPACINGS = {0x00280030: "PixelSpacing", 0x00181164: "ImagerPixelSpacing", 0x00182010: "NominalScannedPixelSpacing"}
 
 _REPAIR = "Export it again from the archive, or list it in data.exclude"
 _MODALITY_TABLES, _VOI_TABLES = 0x00283000, 0x00283010
@@ -253,7 +254,7 @@ def pixel_aspect(header: Header) -> float:
     Raises:
         DataError: M217, a ratio that is not positive or beyond use.
     """
-    for tag in (0x00280030, 0x00181164, 0x00182010, 0x00280034):  # pixel, imager, scanner spacing; aspect ratio
+    for tag in (*SPACINGS, 0x00280034):  # the last is the aspect ratio
         pair = header.numbers(tag, "M217")
         if not pair:
             continue
@@ -261,6 +262,18 @@ def pixel_aspect(header: Header) -> float:
             raise header.broken(tag, "gives no shape of pixels", "M217")
         return pair[0] / pair[1]
     return 1.0
+
+
+def pixel_spacing(header: Header) -> tuple[tuple[float, float] | None, str]:
+    """mm between the rows and between the columns, with the element that says so; None where none does.
+
+    PixelSpacing comes first, as it alone may be measured in the patient.
+    """
+    for tag, name in SPACINGS.items():
+        pair = header.numbers(tag, "M217")
+        if len(pair) == 2 and min(pair) > 0:
+            return (pair[0], pair[1]), name
+    return None, ""
 
 
 def make_square(pixels: np.ndarray, aspect: float) -> np.ndarray:

@@ -57,6 +57,8 @@ class Image:
         notes: what was done to the pixels, in the fixed phrases of ``medloom.data.modes``.
         quality: sum of the first quantisation table of a JPEG (larger is coarser), 0 elsewhere.
         instance: hash of the SOP instance UID of a DICOM file, empty elsewhere: no two pictures may share one (M218).
+        spacing: mm between the rows and between the columns of ``pixels``; None where the file does not say.
+        spacing_from: the DICOM element that says so.
     """
 
     pixels: np.ndarray
@@ -67,6 +69,8 @@ class Image:
     notes: tuple[str, ...] = ()
     quality: int = 0
     instance: str = ""
+    spacing: tuple[float, float] | None = None
+    spacing_from: str = ""
 
 
 def decode(dataset: Dataset, record: Record, config: DataConfig) -> Image:

@@ -16,11 +16,11 @@ import numpy as np
 
 from medloom.config import DataConfig
 from medloom.data.findings import MOST_EXAMPLES, Finding
-from medloom.data.images import decode
+from medloom.data.mask_scan import grey_view
 from medloom.data.neighbours import LIKENESS, MOST_PAIRS, likeness, near_pairs
 from medloom.data.patients import kermany, kermany_number
 from medloom.data.records import SPLITS, Dataset, Record
-from medloom.data.scan import ImageFacts, grey_picture, small_picture
+from medloom.data.scan import ImageFacts, small_picture
 from medloom.errors import DataError
 
 MOST_LOOKED_AT = 2000
@@ -114,9 +114,19 @@ def exact_copies(dataset: Dataset, parts: Sequence[str | None]) -> list[Finding]
 
 
 def near_copies(
-    dataset: Dataset, images: Sequence[ImageFacts], parts: Sequence[str | None], config: DataConfig
+    dataset: Dataset,
+    images: Sequence[ImageFacts],
+    parts: Sequence[str | None],
+    config: DataConfig,
+    prefer: str = "refuse",
 ) -> list[Finding]:
-    """D118: images of two parts that differ by re-encoding, brightness, mirror or a small crop."""
+    """D118: images of two parts that differ by re-encoding, brightness, mirror or a small crop.
+
+    Of volumes the middle slices are compared: no two of 260 hippocampi come near one another in theirs.
+
+    Args:
+        prefer: as in ``VolumeConfig``.
+    """
     rows = {part: [k for k, p in enumerate(parts) if p == part] for part in SPLITS if part in parts}
     hashes = {part: np.array([images[k].phash for k in own], dtype=np.uint64) for part, own in rows.items()}
     findings, candidates = [], []
@@ -133,7 +143,7 @@ def near_copies(
     found = [
         f"{a.id} ~ {b.id}" + (" (mirrored)" if mirrored else "")
         for k, (_, a, b, mirrored) in enumerate(candidates)
-        if k >= MOST_LOOKED_AT or _look_alike(dataset, a, b, mirrored, config)
+        if k >= MOST_LOOKED_AT or _look_alike(dataset, a, b, mirrored, config, prefer)
     ]
     if found:
         findings.append(
@@ -143,9 +153,9 @@ def near_copies(
     return findings
 
 
-def _look_alike(dataset: Dataset, a: Record, b: Record, mirrored: bool, config: DataConfig) -> bool:
+def _look_alike(dataset: Dataset, a: Record, b: Record, mirrored: bool, config: DataConfig, prefer: str) -> bool:
     try:
-        left, right = (small_picture(grey_picture(decode(dataset, r, config).pixels)) for r in (a, b))
+        left, right = (small_picture(grey_view(dataset, r, config, prefer)) for r in (a, b))
     except DataError:  # gone since the scan: the hashes alone must do
         return True
     return likeness(left, right, mirrored) >= LIKENESS

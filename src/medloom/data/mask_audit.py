@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medloom.data.findings import MOST_EXAMPLES, Finding
+from medloom.data.pixel_spacing import spacing_findings
 from medloom.data.records import SPLITS, Dataset
 from medloom.data.scan import Scan
 
@@ -20,8 +21,9 @@ SPACING_VARIES = 1.1
 
 def mask_findings(scan: Scan) -> list[Finding]:
     """N312 a structure that training would never see (refuse), D122 one that a split cannot judge, N307 spacings that
-    differ (warn); D100 empty masks, tiny structures, orientations that differ (note)."""
-    return [*_missing(scan.dataset), *_empty(scan.dataset), *_rare(scan), *_grids(scan)]
+    differ or are known of some pictures alone (warn); D100 empty masks, tiny structures, orientations that differ,
+    where the size of pixels is from (note)."""
+    return [*_missing(scan.dataset), *_empty(scan.dataset), *_rare(scan), *_grids(scan), *spacing_findings(scan)]
 
 
 def mask_summary(scan: Scan) -> dict[str, Any]:

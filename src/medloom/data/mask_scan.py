@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image as PillowImage
 
 from medloom.config import DataConfig
 from medloom.data.geometry import axis_codes
 from medloom.data.images import Image, decode
 from medloom.data.label_maps import picture_labels, volume_labels
+from medloom.data.pixel_spacing import in_one_unit, picture_spacing
 from medloom.data.records import Dataset, Record
-from medloom.data.scan import Exclusion, ImageFacts, Progress, Scan, each, facts_of, pixel_hash
+from medloom.data.scan import Exclusion, ImageFacts, Progress, Scan, each, facts_of, grey_picture, pixel_hash
 from medloom.data.volume_source import is_volume_case, read_case_volume, sizes_below
 from medloom.data.volumes import Volume, canonical
 from medloom.errors import DataError
@@ -26,11 +28,12 @@ class CaseFacts:
 
     Attributes:
         shape: pixels (height, width), or voxels along right, anterior, superior.
-        spacing: mm along the same axes; None for pictures.
+        spacing: mm along the same axes; None for pictures, whose spacing the record has.
         codes: where the axes of the file run to, ``"LPS"``; empty for pictures.
         counts: pixels or voxels per position in ``Dataset.classes``.
         inside: of the values within structures the ``QUANTILES``, mean and deviation; empty where nothing is inside.
         whole: the same of all values.
+        spacing_from: what says how large the pixels of a picture are, see ``pixel_spacing``; empty where nothing does.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +42,7 @@ class CaseFacts:
     counts: tuple[int, ...]
     inside: tuple[float, ...]
     whole: tuple[float, ...]
+    spacing_from: str = ""
 
 
 def scan_masks(
@@ -75,7 +79,7 @@ def scan_masks(
         told = f"none of {len(excluded)} images can be used; {first.id}: {first.problem} ({first.code})"
         raise DataError(first.code if first.code[0] == "N" else "D115", dataset.name, told, "Look at the files")
     records, images, cases = zip(*usable)
-    return Scan(dataset.with_records(records), tuple(images), excluded, tuple(cases))
+    return Scan(dataset.with_records(in_one_unit(records)), tuple(images), excluded, tuple(cases))
 
 
 def read_case(dataset: Dataset, record: Record, config: DataConfig, prefer: str = "refuse") -> Image | Volume:
@@ -87,6 +91,19 @@ def read_case(dataset: Dataset, record: Record, config: DataConfig, prefer: str 
     if is_volume_case(record):
         return read_case_volume(dataset, record, config, prefer)  # type: ignore[arg-type]
     return decode(dataset, record, config)
+
+
+def grey_view(dataset: Dataset, record: Record, config: DataConfig, prefer: str = "refuse") -> PillowImage.Image:
+    """What the perceptual hash of a record was made of: its picture in grey, or the middle slice of its volume.
+
+    Raises:
+        DataError: as ``read_case``.
+    """
+    case = read_case(dataset, record, config, prefer)
+    if isinstance(case, Image):
+        return grey_picture(case.pixels)
+    upright = canonical(case).array
+    return PillowImage.fromarray(_shown(upright, _spread(upright.reshape(-1))))
 
 
 def middle_slice(values_XYZ: np.ndarray, at: int | None = None) -> np.ndarray:
@@ -110,8 +127,9 @@ def _look_at_picture(dataset: Dataset, record: Record, config: DataConfig) -> tu
     size = image.pixels.shape[:2]
     positions = picture_labels(dataset, record, (size[0], size[1]), config.max_megapixels)
     grey = image.pixels if image.pixels.ndim == 2 else image.pixels.mean(axis=2)
-    facts = _facts(grey, positions, size, None, "", len(dataset.classes))
-    return _filled(record, pixel_hash(image.pixels), positions, facts), facts_of(image), facts
+    spacing, stated = picture_spacing(image, config)
+    facts = replace(_facts(grey, positions, size, None, "", len(dataset.classes)), spacing_from=stated)
+    return _filled(record, pixel_hash(image.pixels), positions, facts, spacing), facts_of(image), facts
 
 
 def _look_at_volume(
@@ -125,15 +143,19 @@ def _look_at_volume(
     if not facts.whole[4] > 0:
         raise DataError("D111", record.id, f"every voxel is {facts.whole[1]:g}", "Leave it out")
     size_bytes = sum(size for _, size in sizes_below(dataset.file(record)))
-    shown = to_grey(middle_slice(upright.array), facts.whole[0], facts.whole[2])
-    slice_image = Image(shown, 8, "L", volume.kind, size_bytes)
+    slice_image = Image(_shown(upright.array, facts.whole), 8, "L", volume.kind, size_bytes)
     seen = replace(facts_of(slice_image), mode=str(volume.array.dtype))
-    return _filled(record, pixel_hash(upright.array), positions, facts), seen, facts
+    return _filled(record, pixel_hash(upright.array), positions, facts, upright.spacing), seen, facts
 
 
-def _filled(record: Record, pixels: str, positions: np.ndarray, facts: CaseFacts) -> Record:
+def _shown(upright: np.ndarray, whole: tuple[float, ...]) -> np.ndarray:
+    return to_grey(middle_slice(upright), whole[0], whole[2])
+
+
+def _filled(
+    record: Record, pixels: str, positions: np.ndarray, facts: CaseFacts, spacing: tuple[float, ...] | None
+) -> Record:
     present = tuple(k for k, count in enumerate(facts.counts) if k and count)
-    spacing = facts.spacing or record.spacing
     return replace(record, pixel_hash=pixels, mask_hash=pixel_hash(positions), labels=present, spacing=spacing)
 
 

@@ -71,7 +71,7 @@ def masks(found: Recorded) -> dict[str, Any]:
 
 
 def _notes(content: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    unit = facts["distance_unit"]
+    points = "voxels" if facts["size_unit"] in ("ml", "voxels") else "pixels"
     notes = [
         f"Intervals of means: {content['resamples']} resamples of {content['unit']}s; of medians: order statistics. "
         + (
@@ -79,7 +79,7 @@ def _notes(content: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
             if facts["trivial"]
             else ""
         ),
-        f"Distances run between the outermost {'pixels' if unit == 'pixels' else 'voxels'} of both masks. HD95: the "
+        f"Distances run between the outermost {points} of both masks. HD95: the "
         f"larger of the two directed 95th percentiles. ASSD: the mean over both surfaces. NSD: the share of both "
         f"within {within(facts)} of the other. Size error: answer against truth, as a share of the truth, "
         "without its sign. Lesions: pieces of a mask, matched one to one where they share a tenth of their union.",

@@ -15,6 +15,7 @@ from medloom.workflows.progress import Progress
 
 if TYPE_CHECKING:
     from medloom.data.audit import Audit
+    from medloom.data.records import Dataset
     from medloom.data.scan import Scan
 
 SAMPLES_PER_CLASS = 6
@@ -60,7 +61,7 @@ def examine(path: str | Path, config: DataConfig, *, prefer: str = "refuse", qui
     dataset = open_dataset(path, config)
     with Progress("reading images", quiet=quiet) as step:
         scanned = scan(dataset, config, prefer=prefer, progress=step)
-    return scanned, audit_scan(scanned, config)
+    return scanned, audit_scan(scanned, config, prefer=prefer)
 
 
 def pass_gate(found: Audit, accept: Collection[str], *, quiet: bool) -> None:
@@ -88,6 +89,17 @@ def write_audit(scan: Scan, found: Audit, config: DataConfig, out: Path, prefer:
     drawn = outlined_samples(scan, config, prefer) if scan.cases else samples(scan, config)
     write_audit_page(found.as_dict(), drawn, page)
     return page
+
+
+def audit_split(
+    scan: Scan, found: Audit, split: Dataset, config: DataConfig, out: Path, prefer: str = "refuse"
+) -> None:
+    """Write the audit into ``out`` once more where the parts that were made here show copies the source could not."""
+    from medloom.data.audit import after_split
+
+    judged = after_split(found, scan, split, config, prefer=prefer)
+    if judged.findings != found.findings:
+        write_audit(scan, judged, config, out, prefer)
 
 
 def samples(scan: Scan, config: DataConfig) -> list[tuple[str, np.ndarray]]:

@@ -141,7 +141,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{whole['median_ms']:.2f}",
                 f"{whole['median_ms'] / alone['median_ms']:.2f}",
                 f"{many['file to answer']['images_per_second']:.1f}" if many else "-",
-                f"{row['peak_memory_mib']:.0f}",
+                "-" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}",
                 f"{cold['median_s']:.2f}" if cold else "-",
             )
         )

@@ -14,7 +14,7 @@ from medloom.data.records import Dataset, read_csv
 from medloom.errors import DataError, GateError, UsageError
 from medloom.evaluation.operating_point import GATE
 from medloom.files import RunDirectory, write_json
-from medloom.workflows.audit import examine, pass_gate, write_audit
+from medloom.workflows.audit import audit_split, examine, pass_gate, write_audit
 from medloom.workflows.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Prepared:
 
 def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> Prepared:
     """Audit, refuse or go on, split, and decode; writes audit, records and split into the run directory.
+
+    Near duplicates are looked for once more between the parts that were made here.
 
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 an empty split; D104, on resume, pixels.
@@ -68,6 +70,7 @@ def prepare(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> 
     if resume:
         require_same_data(read_csv(run.records, path), split.dataset, path)
     else:
+        audit_split(scan, found, split.dataset, recipe.data, run.root)
         split.dataset.write_csv(run.records)
         write_json(run.split, replace(split, notices=(*split.notices, *filter(None, [few]))).as_dict())
     with Progress("decoding", quiet=quiet) as step:

@@ -23,7 +23,7 @@ from medloom.data.volume_source import is_volume_case, read_case_volume
 from medloom.data.volumes import Volume
 from medloom.errors import DataError, UsageError
 from medloom.files import RunDirectory, write_json
-from medloom.workflows.audit import examine, pass_gate, write_audit
+from medloom.workflows.audit import audit_split, examine, pass_gate, write_audit
 from medloom.workflows.prepare import cache_folder, require_same_data
 from medloom.workflows.progress import Progress
 
@@ -44,6 +44,8 @@ class PreparedCases:
 def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: bool) -> PreparedCases:
     """Audit, refuse or go on, split, and decode; writes audit, records and split into the run directory.
 
+    Near duplicates are looked for once more between the parts that were made here.
+
     Raises:
         DataError: what the audit refuses and the recipe does not accept; D115 an empty split; N312 a structure that no
             training mask holds; D104, on resume, other pixels; what reading a case raises.
@@ -63,6 +65,7 @@ def prepare_cases(recipe: Recipe, run: RunDirectory, *, resume: bool, quiet: boo
     if resume:
         require_same_data(read_csv(run.records, path), split.dataset, path)
     else:
+        audit_split(scan, found, split.dataset, recipe.data, run.root, recipe.volume.prefer)
         split.dataset.write_csv(run.records)
         write_json(run.split, split.as_dict())
     with Progress("reading cases", quiet=quiet) as step:
@@ -88,6 +91,9 @@ def check_kind(recipe: Recipe, dataset: Dataset) -> None:
     if not volumes and patch is not None:
         told = "these are images, which are learnt whole"
         raise UsageError("U226", "segmentation.patch", told, "Leave it out, and set preprocess.size")
+    if volumes and recipe.data.pixel_spacing is not None:
+        told = "these are volumes, whose files state the spacing of their voxels"
+        raise UsageError("U226", "data.pixel_spacing", told, "Leave it out")
     if not volumes and recipe.augment.elastic > 0:
         raise UsageError("U226", "augment.elastic", "it deforms volumes, and these are images", "Leave it out")
 

@@ -25,7 +25,7 @@ class StoredCase:
     Attributes:
         image: pixels ``(H, W)`` or ``(H, W, 3)``, or voxels ``(X, Y, Z)`` to the right, anterior and superior.
         labels: positions ``(H, W)`` or ``(X, Y, Z)``, likewise.
-        spacing: mm of a pixel or voxel along those axes; None where the file states none.
+        spacing: mm of a pixel or voxel along those axes; None where it is not known of every image.
         file: the image, or the volume as it was read.
     """
 
