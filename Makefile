@@ -15,6 +15,7 @@ JOBS ?= 2
 
 demo: .venv/.installed
 	$(BIN)/medloom demo
+	$(BIN)/medloom demo --kind volumes
 
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -64,11 +64,19 @@ def global_options(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"), as_json: Json = False) -> None:
-    """Train on synthetic radiographs: a report and a working bundle in minutes, with no data of yours."""
-    from medloom.workflows.demo import demo as run_demo
+def demo(
+    kind: Annotated[
+        Literal["images", "volumes"], typer.Option(help="Radiographs with labels, or volumes with masks.")
+    ] = "images",
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/demo or runs/demo-volumes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on synthetic images or volumes: a report and a working bundle in minutes, with no data of yours."""
+    from medloom.workflows.demo import demo as of_images
+    from medloom.workflows.demo import demo_volumes as of_volumes
 
-    _finish(run_demo(out, quiet=as_json), as_json)
+    run_demo = {"images": of_images, "volumes": of_volumes}[kind]
+    _finish(run_demo(quiet=as_json) if out is None else run_demo(out, quiet=as_json), as_json)
 
 
 @app.command()

@@ -57,7 +57,8 @@ def test_T405_an_out_that_is_a_file(
     taken = tmp_path / "taken"
     taken.write_text("mine")
     out = taken / below
-    for verb in (["train", recipe, "--data", phantom], ["data", "audit", phantom], ["demo"]):
+    demos = (["demo"], ["demo", "--kind", "volumes"])
+    for verb in (["train", recipe, "--data", phantom], ["data", "audit", phantom], *demos):
         code, said = refuse(capsys, *verb, "--out", out)
         assert code == 7, said
         assert said.startswith("error[T405]")
