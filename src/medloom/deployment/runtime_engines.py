@@ -5,8 +5,10 @@ Shapes: B images or windows, C channels, K classes, S the spatial axes.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 import threading
 from typing import Any
 
@@ -16,6 +18,7 @@ from medloom.errors import ModelError, UsageError
 
 ONNX, OPENVINO = "onnx", "openvino"
 TITLES = {ONNX: "ONNX Runtime", OPENVINO: "OpenVINO"}
+_CONVERTER = "openvino.tools.ovc"
 
 
 class OnnxEngine:
@@ -85,7 +88,7 @@ class OpenVinoEngine:
         self._lock = threading.Lock()  # one request per compiled network
         self._compiled: dict[bool, Any] = {}
         self._model = model
-        network = self._read()
+        network = self._fresh = self._read()
         self.inputs = [(_axes(port), port.get_element_type() == openvino.Type.f32) for port in network.inputs]
         self.outputs = [(_axes(port), port.get_element_type() == openvino.Type.f32) for port in network.outputs]
 
@@ -101,7 +104,7 @@ class OpenVinoEngine:
     def _network(self, x_BCS: np.ndarray) -> Any:
         alone = len(x_BCS) == 1
         if alone not in self._compiled:
-            network = self._read()
+            network, self._fresh = self._fresh or self._read(), None
             if alone:
                 network.reshape(list(x_BCS.shape))
             self._compiled[alone] = self._core.compile_model(network, "CPU", self._hints)
@@ -122,12 +125,27 @@ def import_openvino() -> Any:
     Raises:
         UsageError: U210 it is not installed.
     """
+    # Its converter of other frameworks' models takes more than half of the import, and an answer does not need it. The
+    # package itself goes on without, where that cannot be imported.
+    late = "openvino" not in sys.modules and _CONVERTER not in sys.modules
+    if late:
+        sys.modules[_CONVERTER] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError:
         remedy = "Install the extra: pip install 'medloom[deploy]', or choose --runtime onnx"
         raise UsageError("U210", "environment", "the package openvino is not installed", remedy) from None
+    finally:
+        if late:
+            del sys.modules[_CONVERTER]
+    if not hasattr(openvino, "convert_model"):
+        openvino.convert_model = _convert_model
     return openvino
+
+
+def _convert_model(*arguments: Any, **options: Any) -> Any:
+    """``openvino.convert_model`` for whoever else in this process wants it, imported then."""
+    return importlib.import_module(_CONVERTER).convert_model(*arguments, **options)
 
 
 def installed(name: str) -> bool:
