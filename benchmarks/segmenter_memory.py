@@ -67,7 +67,8 @@ def main() -> None:
             **measure(arguments.model, recipe, device, arguments.steps),
             "machine": {**machine(load), **_gpu(device)},
         }
-    row["within_goal"] = row["reserved_bytes" if device.type == "cuda" else "peak_bytes"] <= GOAL
+    if device.type == "cuda" and arguments.side >= 96:  # what the goal speaks of
+        row["within_goal"] = row["reserved_bytes"] <= GOAL
     result = {
         "benchmark": "segmenter_memory",
         "question": "peak memory and time of training steps on cubes of one side; a row that is absent was not run",

@@ -54,6 +54,8 @@ def films(root: Path, n: int = 2, **tags: Any) -> Path:
         ({"NominalScannedPixelSpacing": [0.175, 0.175]}, (0.175, 0.175), "NominalScannedPixelSpacing"),
         ({"PixelSpacing": [0.143, 0.1435]}, (0.143, 0.1435), "PixelSpacing"),
         ({"PixelAspectRatio": [2, 1]}, None, ""),
+        ({"PixelSpacing": [1000, 1000]}, None, ""),
+        ({"PixelSpacing": [0.001, 0.001], "ImagerPixelSpacing": [0.15, 0.15]}, (0.15, 0.15), "ImagerPixelSpacing"),
     ],
 )
 def test_a_header_says_how_large_pixels_are(tags: dict[str, Any], spacing: tuple[float, float], source: str) -> None:

@@ -267,11 +267,15 @@ def pixel_aspect(header: Header) -> float:
 def pixel_spacing(header: Header) -> tuple[tuple[float, float] | None, str]:
     """mm between the rows and between the columns, with the element that says so; None where none does.
 
-    PixelSpacing comes first, as it alone may be measured in the patient.
+    PixelSpacing comes first, as it alone may be measured in the patient. What no pixel can have (below 0.01 or above
+    50 mm, as N307 of volumes) says nothing.
+
+    Raises:
+        DataError: M217, an element that is no list of numbers.
     """
     for tag, name in SPACINGS.items():
         pair = header.numbers(tag, "M217")
-        if len(pair) == 2 and min(pair) > 0:
+        if len(pair) == 2 and min(pair) >= 0.01 and max(pair) <= 50:
             return (pair[0], pair[1]), name
     return None, ""
 

@@ -8,11 +8,13 @@ Patient-level splitting: Yagis et al., Scientific Reports 11:22544, 2021.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
+from PIL import Image as PillowImage
 
 from medloom.config import DataConfig
 from medloom.data.findings import MOST_EXAMPLES, Finding
@@ -140,10 +142,13 @@ def near_copies(
             if a.pixel_hash != b.pixel_hash:
                 candidates.append((pair.distance, a, b, pair.mirrored))
     candidates.sort(key=lambda c: (c[0], c[1].id, c[2].id))
+    # Each is decoded once, however many it resembles: a volume takes seconds.
+    of_id = {record.id: record for record in dataset.records}
+    small = functools.cache(lambda name: small_picture(grey_view(dataset, of_id[name], config, prefer)))
     found = [
         f"{a.id} ~ {b.id}" + (" (mirrored)" if mirrored else "")
         for k, (_, a, b, mirrored) in enumerate(candidates)
-        if k >= MOST_LOOKED_AT or _look_alike(dataset, a, b, mirrored, config, prefer)
+        if k >= MOST_LOOKED_AT or _look_alike(small, a.id, b.id, mirrored)
     ]
     if found:
         findings.append(
@@ -153,9 +158,9 @@ def near_copies(
     return findings
 
 
-def _look_alike(dataset: Dataset, a: Record, b: Record, mirrored: bool, config: DataConfig, prefer: str) -> bool:
+def _look_alike(small: Callable[[str], PillowImage.Image], a: str, b: str, mirrored: bool) -> bool:
     try:
-        left, right = (small_picture(grey_view(dataset, r, config, prefer)) for r in (a, b))
+        left, right = small(a), small(b)
     except DataError:  # gone since the scan: the hashes alone must do
         return True
     return likeness(left, right, mirrored) >= LIKENESS

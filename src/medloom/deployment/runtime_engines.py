@@ -104,7 +104,8 @@ class OpenVinoEngine:
     def _network(self, x_BCS: np.ndarray) -> Any:
         alone = len(x_BCS) == 1
         if alone not in self._compiled:
-            network, self._fresh = self._fresh or self._read(), None
+            network = self._read() if self._fresh is None else self._fresh
+            self._fresh = None
             if alone:
                 network.reshape(list(x_BCS.shape))
             self._compiled[alone] = self._core.compile_model(network, "CPU", self._hints)
@@ -137,7 +138,7 @@ def import_openvino() -> Any:
         raise UsageError("U210", "environment", "the package openvino is not installed", remedy) from None
     finally:
         if late:
-            del sys.modules[_CONVERTER]
+            sys.modules.pop(_CONVERTER, None)
     if not hasattr(openvino, "convert_model"):
         openvino.convert_model = _convert_model
     return openvino
