@@ -97,6 +97,7 @@ def test_the_recipes_hold(values: dict[str, Any], task: str) -> None:
 
 def test_masks_of_volumes_end_in_outlines_and_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {
+        "model": {"name": "unet_3d", "options": {"dims": [8, 16]}},  # the real one takes two minutes to export
         "segmentation": demos.VOLUMES_RECIPE["segmentation"] | {"patch": [16, 16, 16]},
         "train": demos.VOLUMES_RECIPE["train"] | {"epochs": 1, "max_steps": 2, "threads": 1},
         "evaluation": {"resamples": 200},
