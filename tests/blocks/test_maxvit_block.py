@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from medloom.blocks.convolution import normalisation, pad_strided
 from medloom.blocks.maxvit import MaxViTBlock, maxvit_blocks, pass_blocks
 from medloom.blocks.mbconv import ChannelWeights, MBConv, Shortcut
+from medloom.blocks.windows import Positions, RelativePositionMLP, RelativePositions
 
 
 @pytest.mark.parametrize(
@@ -81,11 +82,12 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(plain, saved)
 
 
-def test_a_block_on_a_padded_volume_exports_with_a_free_batch() -> None:
+@pytest.mark.parametrize("positions", [RelativePositions, RelativePositionMLP])
+def test_a_block_on_a_padded_volume_exports_with_a_free_batch(positions: Positions) -> None:
     import onnxruntime
 
     torch.manual_seed(0)
-    block = MaxViTBlock(8, 32, stride=(2, 2, 1), window=(2, 2, 3), norm="group").eval()
+    block = MaxViTBlock(8, 32, stride=(2, 2, 1), window=(2, 2, 3), norm="group", positions=positions).eval()
     x_BCS = torch.randn(3, 8, 5, 6, 4)
     program = torch.onnx.export(
         block, (x_BCS[:2],), dynamo=True, opset_version=18, verbose=False, input_names=["x"],

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medloom.blocks.windows import BLOCK, GRID, Partition, PartitionAttention, RelativePositions
+from medloom.blocks.windows import BLOCK, GRID, Partition, PartitionAttention, RelativePositionMLP, RelativePositions
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,6 +53,24 @@ def test_a_smaller_window_takes_the_small_offsets() -> None:
     with torch.no_grad():
         inner.relative_position_bias_table.copy_(positions.relative_position_bias_table[:, 3:6, :, 2:3])
     assert torch.equal(positions((2, 4, 1)), inner((2, 4, 1)))
+
+
+@pytest.mark.parametrize("window", [(3, 2), (2, 3, 2)])
+def test_the_mlp_asks_for_the_logarithm_of_the_offset(window: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    positions = RelativePositionMLP(window, num_heads=2)
+    cells = list(itertools.product(*(range(w) for w in window)))
+    bias_HNN = positions(window)
+    for (i, query), (j, key) in itertools.product(enumerate(cells), repeat=2):
+        far = [math.copysign(math.log2(1 + abs(k - q)) / 3, k - q) for q, k in zip(query, key)]
+        torch.testing.assert_close(bias_HNN[:, i, j], positions.mlp(torch.tensor(far)))
+
+
+def test_the_mlp_holds_for_any_window() -> None:
+    """An offset has the same bias in a small window and in one that is larger than the one it was built for."""
+    positions = RelativePositionMLP((3, 3), num_heads=1)
+    large, small = positions((7, 5)), positions((2, 2))
+    torch.testing.assert_close(small[0, 0], large[0, 0][torch.tensor([0, 1, 5, 6])])
 
 
 def of_one_group(partition: Partition, a: int, b: int, extent: int, w: int) -> bool:

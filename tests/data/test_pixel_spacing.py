@@ -12,6 +12,8 @@ import pytest
 from dicom_reading import read
 from mask_trees import mask, opened, pairs
 from PIL import Image as PillowImage
+from pydicom import Dataset as Header
+from pydicom.sequence import Sequence
 
 from dicom_files import picture as samples
 from dicom_files import radiograph
@@ -77,6 +79,24 @@ def test_pixels_that_were_made_square_cover_what_they_covered(
     image = read(radiograph(**tags))
     assert image.pixels.shape == shape
     assert image.spacing == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_frame_of_an_enhanced_object_has_the_size_that_its_groups_say(shared: bool) -> None:
+    def measures(*spacing: float) -> Header:
+        inner, outer = Header(), Header()
+        inner.PixelSpacing = list(spacing)
+        outer.PixelMeasuresSequence = Sequence([inner])
+        return outer
+
+    said = {"SharedFunctionalGroupsSequence": Sequence([measures(0.4, 0.2)])}
+    if not shared:
+        said["PerFrameFunctionalGroupsSequence"] = Sequence([measures(0.4, 0.2), measures(0.3, 0.3)])
+    many = np.stack([samples(20, 16, seed=k) for k in range(2)])
+    data = radiograph(many, PixelSpacing=[9, 9], **said)
+    first, second = (read(data, frames="all", frame=k) for k in range(2))
+    assert (first.pixels.shape, first.spacing) == ((40, 16), (0.2, 0.2))
+    assert (second.pixels.shape, second.spacing) == (((40, 16), (0.2, 0.2)) if shared else ((20, 16), (0.3, 0.3)))
 
 
 @pytest.mark.parametrize(("given", "spacing"), [("0.2", (0.2, 0.2)), ("[0.5, 0.25]", (0.5, 0.25)), ("1", (1.0, 1.0))])

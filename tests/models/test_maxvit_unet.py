@@ -84,6 +84,18 @@ def test_grey_volumes_start_from_weights_of_several_channels(tmp_path: Path) -> 
         torch.testing.assert_close(grey(x_B1XYZ), several(x_B1XYZ.expand(-1, 3, -1, -1, -1)), atol=1e-4, rtol=1e-4)
 
 
+def test_positions_by_an_mlp_need_no_conversion(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"rel_pos": "mlp", "num_classes": 2, **SMALL}
+    small, large = (create_model("maxvit_unet", image_size=size, **options).eval() for size in (64, 160))
+    assert windows_of(small) != windows_of(large)
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    assert load_weights(large, tmp_path / "small.safetensors") == ()
+    small.train_outputs(torch.randn(1, 3, 64, 64))["logits"].square().sum().backward()
+    of_positions = [p for name, p in small.named_parameters() if "rel_pos.mlp" in name and "2.bias" not in name]
+    assert all(p.grad.abs().sum() > 0 for p in of_positions)
+
+
 @pytest.mark.parametrize(
     ("extent", "wanted"),
     [(224, [7, 7, 7, 7]), (256, [8] * 4), (384, [12] * 4), (96, [6, 6, 6, 3]), (64, [4, 4, 4, 2]), (48, [4, 4, 3, 2])],
@@ -167,6 +179,7 @@ def test_checkpointing_changes_no_answer_and_no_gradient() -> None:
         ({"dims": [32, 64, 128]}, "4 multiples of 32"),
         ({"dims": [32, 64, 128, 200]}, "4 multiples of 32"),
         ({"depths": [2, 2, 0, 2]}, "4 numbers from 1 on"),
+        ({"rel_pos": "sine"}, "Choose table or mlp"),
         ({"norm": "layer"}, "Choose batch, group or instance"),
         ({"deep_supervision": "yes"}, "true or false"),
     ],

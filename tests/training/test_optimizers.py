@@ -21,6 +21,7 @@ class Blocks(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
         self.patch_embed = nn.Linear(4, 4)
         self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(3)])
+        self.rel_pos = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         self.head = nn.Linear(4, 2)
 
 

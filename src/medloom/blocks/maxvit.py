@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medloom.blocks.convolution import NormKind
 from medloom.blocks.mbconv import MBConv
-from medloom.blocks.windows import BLOCK, GRID, PartitionAttention
+from medloom.blocks.windows import BLOCK, GRID, PartitionAttention, Positions, RelativePositions
 
 HEAD_DIM = 32
 
@@ -31,6 +31,7 @@ class MaxViTBlock(nn.Module):
         norm: kind of the convolution's norms.
         dropout: in the attentions' projections.
         drop_path: stochastic depth of each branch.
+        positions: what makes the attentions' relative positions.
     """
 
     def __init__(
@@ -43,12 +44,19 @@ class MaxViTBlock(nn.Module):
         norm: NormKind,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        positions: Positions = RelativePositions,
     ) -> None:
         super().__init__()
         self.conv = MBConv(in_chans, out_chans, dims=len(stride), stride=stride, norm=norm, drop_path=drop_path)
         self.attn_block, self.attn_grid = (
             PartitionAttention(
-                out_chans, partition=kind, window=window, head_dim=HEAD_DIM, dropout=dropout, drop_path=drop_path
+                out_chans,
+                partition=kind,
+                window=window,
+                head_dim=HEAD_DIM,
+                dropout=dropout,
+                drop_path=drop_path,
+                positions=positions,
             )
             for kind in (BLOCK, GRID)
         )
@@ -68,6 +76,7 @@ def maxvit_blocks(
     norm: NormKind,
     dropout: float,
     drop_paths: Sequence[float],
+    positions: Positions = RelativePositions,
 ) -> nn.ModuleList:
     """One block per rate of stochastic depth; the first changes the width and the grid."""
     still = (1,) * len(stride)
@@ -80,6 +89,7 @@ def maxvit_blocks(
             norm=norm,
             dropout=dropout,
             drop_path=rate,
+            positions=positions,
         )
         for i, rate in enumerate(drop_paths)
     )

@@ -7,7 +7,8 @@ padded, and nobody looks at the padding.
 Parameter names are timm's, so that its MaxViT weights load. Shapes: B batch, G groups, N cells of a group, H heads,
 E width of one head, D channels, S all spatial axes.
 
-Reference: Tu et al., MaxViT, arXiv 2204.01697, section 3.2; relative positions: Liu et al., Swin, arXiv 2103.14030.
+Reference: Tu et al., MaxViT, arXiv 2204.01697, section 3.2; relative positions: Liu et al., Swin, arXiv 2103.14030, and
+Swin V2, arXiv 2111.09883, section 3.3.
 """
 
 from __future__ import annotations
@@ -80,6 +81,38 @@ class RelativePositions(nn.Module):
         return table.flatten(1).index_select(1, index_NN.flatten()).unflatten(1, index_NN.shape)
 
 
+class RelativePositionMLP(nn.Module):
+    """The same number from an MLP on the logarithm of the offset, so that it holds for a window of any size.
+
+    An axis counts ``sign(d) log2(1 + |d|) / 3``: the cell itself is 0, seven cells away is 1. Offsets are in cells and
+    not, as in Swin V2, shares of the window, so that neighbours stay neighbours whatever the window.
+
+    Args:
+        window: cells per axis.
+        num_heads: H.
+        hidden_dim: width of the MLP.
+    """
+
+    def __init__(self, window: tuple[int, ...], *, num_heads: int, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(len(window), hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, num_heads))
+
+    def forward(self, window: tuple[int, ...]) -> Tensor:
+        """Bias ``(H, N, N)``, row by query."""
+        weight = self.mlp[0].weight
+        far = [torch.arange(1 - w, w, dtype=weight.dtype, device=weight.device) for w in window]
+        log_A = [d.sign() * torch.log2(1 + d.abs()) / 3 for d in far]
+        coordinates_MA = torch.stack(torch.meshgrid(*log_A, indexing="ij"), dim=-1).flatten(0, -2)
+        bias_HM = self.mlp(coordinates_MA).T
+        index_NN = offsets(window, window, device=weight.device)
+        return bias_HM.index_select(1, index_NN.flatten()).unflatten(1, index_NN.shape)
+
+
+Positions = Callable[..., nn.Module]
+"""``positions(window, num_heads=H)``: a module from the window in use to its bias."""
+POSITIONS: dict[str, Positions] = {"table": RelativePositions, "mlp": RelativePositionMLP}
+
+
 def offsets(window: tuple[int, ...], table: tuple[int, ...], *, device: torch.device | None = None) -> Tensor:
     """Place ``(N, N)`` of each pair of cells (query, key) of ``window`` in the flat table made for ``table``."""
     index_NN = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -94,11 +127,13 @@ def offsets(window: tuple[int, ...], table: tuple[int, ...], *, device: torch.de
 class GroupAttention(nn.Module):
     """Self-attention among the cells of each group, with relative positions."""
 
-    def __init__(self, dim: int, *, window: tuple[int, ...], head_dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, *, window: tuple[int, ...], head_dim: int, dropout: float, positions: Positions
+    ) -> None:
         super().__init__()
         self.num_heads = dim // head_dim
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.rel_pos = RelativePositions(window, num_heads=self.num_heads)
+        self.rel_pos = positions(window, num_heads=self.num_heads)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -126,6 +161,7 @@ class PartitionAttention(nn.Module):
         head_dim: E.
         dropout: behind both projections.
         drop_path: stochastic depth of either branch.
+        positions: what makes the relative positions, one of ``POSITIONS``.
     """
 
     def __init__(
@@ -137,6 +173,7 @@ class PartitionAttention(nn.Module):
         head_dim: int = 32,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        positions: Positions = RelativePositions,
     ) -> None:
         super().__init__()
         if dim % head_dim:
@@ -144,7 +181,7 @@ class PartitionAttention(nn.Module):
         self.partition = partition
         self.window = window
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.attn = GroupAttention(dim, window=window, head_dim=head_dim, dropout=dropout)
+        self.attn = GroupAttention(dim, window=window, head_dim=head_dim, dropout=dropout, positions=positions)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.mlp = TanhMLP(dim, 4 * dim, dropout=dropout)
         self.drop_path = DropPath(drop_path)

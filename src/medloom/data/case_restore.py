@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from medloom.data.case_answer import Windows, answer_case, answer_slabs
 from medloom.data.images import Image
 from medloom.data.mask_geometry import planes_on_file, restore_mask
 from medloom.data.preprocess import Preprocess
 from medloom.data.resample import resample, resample_slabs
+from medloom.data.sliding import Answer, Progress
 from medloom.data.volume_preprocess import VolumePreprocess
 from medloom.data.volumes import Volume, canonical
 
@@ -45,6 +47,26 @@ def restore_case(logits_KS: np.ndarray, grid: Grid, case: Case) -> np.ndarray:
 def upright(positions: np.ndarray, case: Case) -> np.ndarray:
     """A mask in the order of the file with axes to the right, anterior and superior; of an image as it is."""
     return canonical(Volume(positions, case.affine)).array if isinstance(case, Volume) else positions
+
+
+def answer_on_file(
+    pixels_CS: np.ndarray,
+    grid: Grid,
+    case: Case,
+    windows: Windows,
+    classes: int,
+    answer: Answer,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Positions uint8 on the grid and in the order of the file, from a case as ``to_pixels`` leaves it.
+
+    The same as ``restore_case`` of ``answer_case``, but that the logits of a volume are never held as a whole.
+    """
+    if isinstance(grid, Preprocess):
+        return restore_case(answer_case(pixels_CS, grid, windows, classes, answer), grid, case)
+    assert isinstance(case, Volume)
+    axis, slabs = answer_slabs(pixels_CS, grid, windows, classes, answer, progress)
+    return restore_slabs(axis, slabs, grid, case)
 
 
 def restore_slabs(

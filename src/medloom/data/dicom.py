@@ -92,18 +92,19 @@ def read_dicom(
     check_expected(header, expect or {})
     instance = instance_hash(header)
     check_size(fmt.columns, fmt.rows, name, max_megapixels)
-    aspect = pixel_aspect(header)
-    aspect = 1.0 if abs(aspect - 1) < MAX_SKEW else aspect
-    width, height = fmt.columns * max(1.0, 1 / aspect), fmt.rows * max(1.0, aspect)
-    check_size(round(width), round(height), name, max_megapixels)
     if fmt.frames > 1 and frames == "refuse":
         remedy = "Say --set data.frames=first, or =all; a series is a volume"
         raise DataError("M205", name, f"holds {fmt.frames} frames", remedy)
     number = frame if frames == "all" else 0
     if not 0 <= number < fmt.frames:
         raise DataError("M205", name, f"holds {fmt.frames} frames, and number {number} was asked for", "Audit it anew")
+    measures = [item for group in frame_groups(header, fmt, number) for item in group.items(0x00289110)]
+    aspect = pixel_aspect(header, measures)
+    aspect = 1.0 if abs(aspect - 1) < MAX_SKEW else aspect
+    width, height = fmt.columns * max(1.0, 1 / aspect), fmt.rows * max(1.0, aspect)
+    check_size(round(width), round(height), name, max_megapixels)
     pixels, bits, notes = displayed(stream, header, fmt, number)
-    spacing, stated = pixel_spacing(header)
+    spacing, stated = pixel_spacing(header, measures)
     if aspect != 1.0:
         pixels = make_square(pixels, aspect)
         if spacing is not None:  # the picture covers what it covered before

@@ -248,36 +248,47 @@ def palette_colours(codes: np.ndarray, header: Header, fmt: PixelFormat) -> tupl
     return np.stack(planes, axis=2), (UPPER_BYTE,) if bits == 16 else ()
 
 
-def pixel_aspect(header: Header) -> float:
+def pixel_aspect(header: Header, measures: Sequence[Header] = ()) -> float:
     """Height over width of a pixel, from its spacing or its aspect ratio; 1 where neither is told.
+
+    Args:
+        measures: what an enhanced object says of the frame; it goes before the top level.
 
     Raises:
         DataError: M217, a ratio that is not positive or beyond use.
     """
-    for tag in (*SPACINGS, 0x00280034):  # the last is the aspect ratio
-        pair = header.numbers(tag, "M217")
+    for source, tag in _spacings(header, measures, 0x00280034):  # the last is the aspect ratio
+        pair = source.numbers(tag, "M217")
         if not pair:
             continue
         if len(pair) != 2 or min(pair) <= 0 or not 1 / MAX_PIXEL_ASPECT <= pair[0] / pair[1] <= MAX_PIXEL_ASPECT:
-            raise header.broken(tag, "gives no shape of pixels", "M217")
+            raise source.broken(tag, "gives no shape of pixels", "M217")
         return pair[0] / pair[1]
     return 1.0
 
 
-def pixel_spacing(header: Header) -> tuple[tuple[float, float] | None, str]:
+def pixel_spacing(header: Header, measures: Sequence[Header] = ()) -> tuple[tuple[float, float] | None, str]:
     """mm between the rows and between the columns, with the element that says so; None where none does.
 
     PixelSpacing comes first, as it alone may be measured in the patient. What no pixel can have (below 0.01 or above
     50 mm, as N307 of volumes) says nothing.
 
+    Args:
+        measures: what an enhanced object says of the frame; it goes before the top level.
+
     Raises:
         DataError: M217, an element that is no list of numbers.
     """
-    for tag, name in SPACINGS.items():
-        pair = header.numbers(tag, "M217")
+    for source, tag in _spacings(header, measures):
+        pair = source.numbers(tag, "M217")
         if len(pair) == 2 and min(pair) >= 0.01 and max(pair) <= 50:
-            return (pair[0], pair[1]), name
+            return (pair[0], pair[1]), SPACINGS[tag]
     return None, ""
+
+
+def _spacings(header: Header, measures: Sequence[Header], *more: int) -> list[tuple[Header, int]]:
+    """Where a spacing may stand, and under which tag, the best first."""
+    return [*((m, 0x00280030) for m in measures), *((header, tag) for tag in (*SPACINGS, *more))]
 
 
 def make_square(pixels: np.ndarray, aspect: float) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medloom.data.case_answer import Windows, answer_case, answer_slabs
-from medloom.data.case_restore import Case, Grid, planes, restore_case, restore_slabs, to_pixels
+from medloom.data.case_answer import Windows, answer_case
+from medloom.data.case_restore import Case, Grid, answer_on_file, planes, restore_case, to_pixels
 from medloom.data.dicom_pixels import SQUARED
 from medloom.data.images import Image
 from medloom.data.largest_piece import keep_largest
@@ -118,12 +118,8 @@ class SegmentPipeline:
 
         A volume's logits are worked off in slabs and never held as a whole.
         """
-        pixels_CS, grid = to_pixels(case, self.preprocess), self.preprocess
-        if isinstance(grid, Preprocess):
-            return restore_case(self.logits(case), grid, case)
-        assert isinstance(case, Volume)
-        axis, slabs = answer_slabs(pixels_CS, grid, self.windows, len(self.classes), self.runtime.logits, progress)
-        return restore_slabs(axis, slabs, grid, case)
+        pixels_CS, grid, classes = to_pixels(case, self.preprocess), self.preprocess, len(self.classes)
+        return answer_on_file(pixels_CS, grid, case, self.windows, classes, self.runtime.logits, progress)
 
     def stream(
         self, sources: Iterable[Source], *, probabilities: bool = False, progress: Steps | None = None

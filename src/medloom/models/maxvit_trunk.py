@@ -22,6 +22,7 @@ from medloom.blocks.convolution import NormKind, convolution, normalisation, pad
 from medloom.blocks.decoders import extent_at
 from medloom.blocks.maxvit import HEAD_DIM, maxvit_blocks, pass_blocks
 from medloom.blocks.transformer import drop_path_rates
+from medloom.blocks.windows import Positions, RelativePositions
 from medloom.errors import UsageError
 
 STAGES = 4
@@ -54,6 +55,7 @@ class MaxViTTrunk(nn.Module):
         dropout: in the attentions' projections.
         drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
         checkpointing: in training, compute stages 1 and 2 twice and keep little of them.
+        positions: what makes the attentions' relative positions.
 
     Attributes:
         feature_info: channels and strides of each map, from fine to coarse.
@@ -72,6 +74,7 @@ class MaxViTTrunk(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         checkpointing: bool = False,
+        positions: Positions = RelativePositions,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
@@ -87,6 +90,7 @@ class MaxViTTrunk(nn.Module):
                 norm=norm,
                 dropout=dropout,
                 drop_paths=[next(rates) for _ in range(depth)],
+                positions=positions,
             )
             self.stages.append(nn.ModuleDict({"blocks": blocks}))
         reductions = accumulate(strides, lambda a, b: tuple(x * y for x, y in zip(a, b)))

@@ -19,6 +19,7 @@ from medloom.blocks.convolution import NormKind, convolution, normalisation, tra
 from medloom.blocks.decoders import crop_to, deep_heads, deep_logits, upsample
 from medloom.blocks.maxvit import init_maxvit, maxvit_blocks, pass_blocks
 from medloom.blocks.taps import Tap, Taps
+from medloom.blocks.windows import POSITIONS, Positions
 from medloom.errors import UsageError
 from medloom.models.maxvit_trunk import MaxViTTrunk, Windows, check_dims, stage_strides, stage_windows
 from medloom.models.sizes import spatial_size
@@ -26,7 +27,7 @@ from medloom.models.timm_networks import create_network
 from medloom.models.weights import adopt
 
 _TIMM_NAME = "maxvit_tiny_tf_224"
-_PUBLISHED = (2, 64, (64, 128, 256, 512), (2, 2, 5, 2), "batch")
+_PUBLISHED = (2, 64, (64, 128, 256, 512), (2, 2, 5, 2), "batch", "table")
 
 
 class MaxViTUNet(nn.Module):
@@ -47,6 +48,8 @@ class MaxViTUNet(nn.Module):
         out_dim: channels of the decoder at stride 1.
         window: cells per axis of windows and grids: a number, one per axis, or one list per stage; None goes by
             ``image_size``.
+        rel_pos: ``table``, a number per offset, or ``mlp``, a small network on the offset, which needs no
+            interpolation for another window.
         strides: five lists of one stride per axis, for the stem and the stages; None halves every axis every time.
             Thick slices want 1 first.
         norm: of the convolutions: ``batch``, ``group`` (needs no batch) or ``instance``; None is batch norm in two
@@ -76,6 +79,7 @@ class MaxViTUNet(nn.Module):
         skip_dim: int = 64,
         out_dim: int = 32,
         window: Windows = None,
+        rel_pos: str = "table",
         strides: Sequence[Sequence[int]] | None = None,
         norm: NormKind | None = None,
         dropout: float = 0.0,
@@ -88,13 +92,15 @@ class MaxViTUNet(nn.Module):
         norm = norm or ("batch" if spatial_dims == 2 else "group")
         if norm not in ("batch", "group", "instance"):
             raise UsageError("U208", "option norm", f"{norm!r} is not known", "Choose batch, group or instance")
+        if rel_pos not in POSITIONS:
+            raise UsageError("U208", "option rel_pos", f"{rel_pos!r} is not known", f"Choose {' or '.join(POSITIONS)}")
         check_dims(dims, depths)
-        if pretrained and (spatial_dims, stem_dim, tuple(dims), tuple(depths), norm) != _PUBLISHED:
+        if pretrained and (spatial_dims, stem_dim, tuple(dims), tuple(depths), norm, rel_pos) != _PUBLISHED:
             raise UsageError(
                 "U208",
                 "option pretrained",
-                "the published weights are of MaxViT-T, for images, with batch norm",
-                "Use maxvit_unet with its default dims, depths, stem_dim and norm, or leave pretrained away",
+                "the published weights are of MaxViT-T, for images, with batch norm and tables of positions",
+                "Use maxvit_unet with its default dims, depths, stem_dim, norm and rel_pos, or leave pretrained away",
             )
         steps = stage_strides(strides, spatial_dims)
         windows = stage_windows(window, spatial_size(image_size, spatial_dims), steps)
@@ -110,6 +116,7 @@ class MaxViTUNet(nn.Module):
             dropout=dropout,
             drop_path=drop_path,
             checkpointing=checkpointing,
+            positions=POSITIONS[rel_pos],
         )
         self.decoder = nn.ModuleList(
             DecoderStage(
@@ -120,6 +127,7 @@ class MaxViTUNet(nn.Module):
                 window=windows[i],
                 norm=norm,
                 dropout=dropout,
+                positions=POSITIONS[rel_pos],
             )
             for i in (2, 1, 0)
         )
@@ -186,6 +194,7 @@ class DecoderStage(nn.Module):
         window: tuple[int, ...],
         norm: NormKind,
         dropout: float,
+        positions: Positions,
     ) -> None:
         super().__init__()
         self.up = transposed(len(stride), in_chans, out_chans, stride)
@@ -197,6 +206,7 @@ class DecoderStage(nn.Module):
             norm=norm,
             dropout=dropout,
             drop_paths=[0.0] * depth,
+            positions=positions,
         )
 
     def forward(self, x_BCS: Tensor, skip_BCS: Tensor, *, checkpointing: bool) -> Tensor:

@@ -16,6 +16,7 @@ _UNDECAYED = (
     *("pos_embed", "position_1Dhw", "position_1Dxyz", "cls_position", "relative_position_bias_table", "scale_embed"),
     *("cls_token", "dist_token", "reg_token", "mask_token", "latent"),
 )
+_POSITIONS = "rel_pos."
 _PARTS = 12
 _BESIDE_EACH_OTHER = ("scales",)
 """Numbered parts of a model that are not one behind the other."""
@@ -49,7 +50,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _UNDECAYED
+        decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _UNDECAYED and _POSITIONS not in name
         layer = layer_of[name]
         group = groups.setdefault(
             (layer, decayed),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medloom.config import Recipe
-from medloom.data.case_restore import restore_case, upright
+from medloom.data.case_restore import upright
 from medloom.data.largest_piece import keep_largest
 from medloom.data.records import Record
 from medloom.deployment.export_segmenter import export_segmenter
@@ -22,7 +22,7 @@ from medloom.evaluation.mean_shape import MeanShape, mean_shape
 from medloom.evaluation.segmentation_summary import notable_cases, summarise_segmentation
 from medloom.files import RunDirectory, write_json
 from medloom.reporting.overlays import case_picture, case_views, write_case_pictures
-from medloom.training.predict_cases import case_logits
+from medloom.training.predict_cases import case_positions
 from medloom.workflows import score
 from medloom.workflows.progress import Progress
 from medloom.workflows.segment_prepare import PreparedCases, open_case
@@ -76,8 +76,9 @@ def answer(
         row: place of the case in the cache.
     """
     grid, classes = prepared.preprocess, len(prepared.dataset.classes)
-    logits_KS = case_logits(model, prepared.cases.pixels[row], grid, recipe.segmentation, classes, device)
-    return upright(restore_case(logits_KS, grid, case.file), case.file)
+    pixels_CS = prepared.cases.pixels[row]
+    found = case_positions(model, pixels_CS, grid, case.file, recipe.segmentation, classes, device)
+    return upright(found, case.file)
 
 
 def bundle(
