@@ -99,7 +99,7 @@ class RelativePositionMLP(nn.Module):
 
     def forward(self, window: tuple[int, ...]) -> Tensor:
         """Bias ``(H, N, N)``, row by query."""
-        weight = self.mlp[0].weight
+        weight = next(self.mlp.parameters())
         far = [torch.arange(1 - w, w, dtype=weight.dtype, device=weight.device) for w in window]
         log_A = [d.sign() * torch.log2(1 + d.abs()) / 3 for d in far]
         coordinates_MA = torch.stack(torch.meshgrid(*log_A, indexing="ij"), dim=-1).flatten(0, -2)
