@@ -13,6 +13,7 @@ from PIL import Image as PIL
 from tiny_segmenter import CLASSES, DEEP, KINDS, VALUES, a_volume, segmenter_parts, segmenter_weights
 
 import medloom
+from dicom_files import picture, radiograph
 from medloom.data.largest_piece import keep_largest
 from medloom.data.phantom import golden_images
 from medloom.data.volumes import canonical, write_nifti
@@ -25,9 +26,9 @@ def test_images_get_masks_of_their_own_size(segmenters: dict[str, Path], tmp_pat
     bundle = medloom.load(segmenters["flat"])
     assert isinstance(bundle, SegmenterBundle)
     assert bundle.label_values == VALUES
-    picture = golden_images(1, 71, 2)[0][:, :53]
-    PIL.fromarray(picture).save(tmp_path / "a.png")
-    from_file, from_array = bundle.segment([tmp_path / "a.png", picture])
+    array = golden_images(1, 71, 2)[0][:, :53]
+    PIL.fromarray(array).save(tmp_path / "a.png")
+    from_file, from_array = bundle.segment([tmp_path / "a.png", array])
     assert from_file.id == str(tmp_path / "a.png")
     assert from_array.id == "image 1"
     assert from_file.mask is not None
@@ -36,6 +37,20 @@ def test_images_get_masks_of_their_own_size(segmenters: dict[str, Path], tmp_pat
     np.testing.assert_array_equal(from_file.mask, from_array.mask)
     assert from_file.unit == "pixels"
     assert from_file.structures == {n: float((from_file.mask == v).sum()) for n, v in zip(CLASSES[1:], VALUES[1:])}
+
+
+@pytest.mark.parametrize(("tag", "told"), [("PixelSpacing", None), ("ImagerPixelSpacing", "on the detector")])
+def test_sizes_are_areas_where_a_header_says_how_large_a_pixel_is(
+    segmenters: dict[str, Path], tmp_path: Path, tag: str, told: str | None
+) -> None:
+    (tmp_path / "a.dcm").write_bytes(radiograph(picture(71, 53), **{tag: [0.5, 0.5]}))
+    answer = load_segmenter(segmenters["flat"]).segment([tmp_path / "a.dcm"])[0]
+    assert answer.mask is not None
+    assert answer.unit == "cm²"
+    area = {n: (answer.mask == v).sum() * 0.25 / 100 for n, v in zip(CLASSES[1:], VALUES[1:])}
+    assert sum(area.values()) > 0
+    assert answer.structures == pytest.approx(area)
+    assert (told in (answer.notice or "")) if told else answer.notice is None
 
 
 def test_volumes_get_masks_in_the_order_of_their_file_and_millilitres(

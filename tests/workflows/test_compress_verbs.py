@@ -146,6 +146,9 @@ def test_a_pruned_model_is_an_ordinary_bundle_that_is_built_again(
     assert "1.90 times as fast" in done.text()
     assert "Pruned from big" in (tmp_path / "small" / "report.html").read_text()
     assert not list((tmp_path / "small" / "steps").rglob("*.safetensors"))
+    log = [json.loads(line) for line in (tmp_path / "small" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log if line["event"] == "best"] == [1, 2]  # whatever its AUC, the last counts
+    assert report["steps"][1]["validation_auc"] == pytest.approx(log[-3]["val_auc"], abs=1e-4)
 
 
 def test_X604_a_model_that_is_not_fast_enough_leaves_nothing(

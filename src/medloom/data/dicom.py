@@ -30,12 +30,10 @@ from medloom.data.dicom_pixels import (
     OVERLAY,
     SQUARED,
     grey_table,
-    make_square,
     palette_colours,
-    pixel_aspect,
-    pixel_spacing,
     stored_codes,
 )
+from medloom.data.dicom_shape import PIXEL_MEASURES, make_square, pixel_aspect, pixel_spacing
 from medloom.data.dicom_stream import Stream, has_mark, looks_bare, walk_stream
 from medloom.data.images import Image, check_content, check_size
 from medloom.data.modes import BURNED_IN, merge_equal_channels
@@ -98,7 +96,7 @@ def read_dicom(
     number = frame if frames == "all" else 0
     if not 0 <= number < fmt.frames:
         raise DataError("M205", name, f"holds {fmt.frames} frames, and number {number} was asked for", "Audit it anew")
-    measures = [item for group in frame_groups(header, fmt, number) for item in group.items(0x00289110)]
+    measures = [item for group in frame_groups(header, fmt, number) for item in group.items(PIXEL_MEASURES)]
     aspect = pixel_aspect(header, measures)
     aspect = 1.0 if abs(aspect - 1) < MAX_SKEW else aspect
     width, height = fmt.columns * max(1.0, 1 / aspect), fmt.rows * max(1.0, aspect)

@@ -32,6 +32,7 @@ Steps = Callable[[int, int, int], None]
 
 
 SQUARED_NOTICE = "its pixels are not square: the mask lies on the enlarged picture"
+DETECTOR_NOTICE = "sizes are those on the detector or the film, where a structure is larger than in the patient"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Segmentation:
         mask: the numbers by which the bundle stores its structures (uint8, above 255 uint16), on the pixels or voxels
             of the file and in their order: ``(H, W)`` after EXIF rotation, or ``(X, Y, Z)``. None when refused.
         structures: size of each structure, in ``unit``; the background is left out.
-        unit: ``ml`` of volumes, ``pixels`` of images.
+        unit: ``ml`` of volumes; of images ``cm²`` where their DICOM header says how large a pixel is, else ``pixels``.
         volume: where a volume's mask lies; None of an image.
         probabilities: ``(K, *S)`` float32 on the same grid, where they were asked for.
         error: code of the refusal, with ``problem`` in words.
@@ -53,7 +54,7 @@ class Segmentation:
     id: str
     mask: np.ndarray | None = None
     structures: dict[str, float] = field(default_factory=dict)
-    unit: Literal["ml", "pixels"] = "pixels"
+    unit: Literal["ml", "cm²", "pixels"] = "pixels"
     volume: Volume | None = None
     probabilities: np.ndarray | None = None
     error: str | None = None
@@ -145,20 +146,11 @@ class SegmentPipeline:
         kept = keep_largest(positions) if self.keep_largest else positions
         counts = np.bincount(kept.reshape(-1), minlength=len(self.classes))
         values = np.array(self.label_values, dtype=np.uint8 if max(self.label_values) <= 255 else np.uint16)
-        volume = case if isinstance(case, Volume) else None
-        # Millilitres from the determinant: voxels of a sheared grid are no boxes.
-        scale = 1.0 if volume is None else abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+        scale, unit = _cell(case)
         sizes = {self.classes[k]: float(counts[k]) * scale for k in range(1, len(self.classes))}
-        notes = case.notes if isinstance(case, Image) else ()
-        told = [text for note, text in ((BURNED_IN, TEXT_NOTICE), (SQUARED, SQUARED_NOTICE)) if note in notes]
-        return Segmentation(
-            name,
-            values[kept],
-            sizes,
-            "pixels" if volume is None else "ml",
-            volume,
-            notice="; ".join(told) or None,
-        )
+        told = _notices(case) if isinstance(case, Image) else []
+        volume = case if isinstance(case, Volume) else None
+        return Segmentation(name, values[kept], sizes, unit, volume, notice="; ".join(told) or None)
 
     def _answer(self, case: Case, name: str, probabilities: bool, progress: Callable[[int, int], None]) -> Segmentation:
         if not probabilities:
@@ -171,3 +163,18 @@ class SegmentPipeline:
         return Segmentation(
             name, answer.mask, answer.structures, answer.unit, answer.volume, chances_KS, notice=answer.notice
         )
+
+
+def _cell(case: Case) -> tuple[float, Literal["ml", "cm²", "pixels"]]:
+    """Size of one cell of a mask, and its unit."""
+    if isinstance(case, Volume):
+        # From the determinant: voxels of a sheared grid are no boxes.
+        return abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000, "ml"
+    if case.spacing is None:
+        return 1.0, "pixels"
+    return case.spacing[0] * case.spacing[1] / 100, "cm²"
+
+
+def _notices(image: Image) -> list[str]:
+    told = [text for note, text in ((BURNED_IN, TEXT_NOTICE), (SQUARED, SQUARED_NOTICE)) if note in image.notes]
+    return [*told, DETECTOR_NOTICE] if image.spacing_from not in ("", "PixelSpacing") else told

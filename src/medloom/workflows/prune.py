@@ -6,9 +6,11 @@ it is as much faster as was asked, and loses no more than the gate allows. A ref
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from medloom.workflows.networks import load_teacher, refuse_taught_test_images
 from medloom.workflows.outcome import Outcome
 from medloom.workflows.prepare import Prepared, prepare
 from medloom.workflows.progress import Progress
+from medloom.workflows.prune_lesson import lesson_recipe
 from medloom.workflows.prune_text import lines_of, step_line
 from medloom.workflows.run_bundle import write_run_bundle
 from medloom.workflows.run_steps import device_of
@@ -51,9 +54,6 @@ from medloom.workflows.train_steps import EVALUATION_BATCH, decide
 
 IMPORTANCE_IMAGES = 64
 MOST_SHARE = 0.8
-RATE = 0.3
-"""Of the recipe's learning rate: the weights that stay are good ones."""
-
 _REMEDY = "Prune less (--target, --ratio), in more steps, or with more --epochs between them"
 
 
@@ -92,7 +92,7 @@ def prune(
         problem = f"--ratio {ratio}, --target {target}, --steps {steps}, --epochs {epochs}"
         raise UsageError("U236", "prune", problem, f"Give 0 < ratio <= {MOST_SHARE}, a target above 1, counts from 1")
     bundle = load_classifier(source)
-    wanted = _recipe(source, recipe, data, epochs, overrides, accept)
+    wanted = lesson_recipe(source, recipe, data, epochs, overrides, accept)
     place = Path(out) if out is not None else Path("runs") / f"{wanted.name}"
     if place.exists():
         raise UsageError("U212", place, "something is already there", "Name another with --out")
@@ -220,7 +220,11 @@ class _Pruning:
         return report
 
     def _heal(self, model: nn.Module, k: int, last: bool) -> float | None:
-        """Learn from labels and the unpruned model for a while; returns the best validation AUC."""
+        """Learn from labels and the unpruned model for a while; returns the validation AUC.
+
+        The last epoch is taken: the gate asks how near the answers are to the unpruned model's, and an AUC that hardly
+        moves from epoch to epoch would choose by chance.
+        """
         values = self.recipe.as_dict()
         values["train"]["epochs"] *= 2 if last else 1
         recipe, dataset = load_recipe(values), self.prepared.dataset
@@ -238,6 +242,7 @@ class _Pruning:
             class_weights=class_weights(train.targets(), len(dataset.classes), recipe.imbalance, dataset.classes),
             teacher=self.teacher,
         )
+        work = replace(work, monitor="epoch")
         marks = fingerprint(recipe, {"hash": dataset.hash(), "step": k}, device=self.device)
         found = fit(model, work=work, recipe=recipe, run=folder, fingerprint=marks, device=self.device)
         if found.exit_code:
@@ -246,8 +251,9 @@ class _Pruning:
         if last:  # the lesson that made the weights is the one whose curves the report shows
             for own, shown in zip((folder.log, folder.sessions), (self.run_directory.log, self.run_directory.sessions)):
                 shutil.copyfile(own, shown)
-        best = found.best or {}
-        return round(float(best["score"]), 5) if best.get("monitor") == "val_auc" else None
+        epochs = [line for line in map(json.loads, folder.log.read_text().splitlines()) if line["event"] == "epoch"]
+        area = epochs[-1].get("val_auc")
+        return None if area is None else round(float(area), 5)
 
     def _examples(self, split: str) -> Examples:
         part = self.prepared.dataset.select(split)
@@ -273,28 +279,3 @@ class _Pruning:
     def _counts(self, model: nn.Module) -> dict[str, int]:
         macs = count_macs(model, self.prepared.preprocess.in_chans, self.prepared.preprocess.size)
         return {"parameters": sum(p.numel() for p in model.parameters()), "macs": macs}
-
-
-def _recipe(
-    source: str | Path,
-    given: str | Path | None,
-    data: str | Path,
-    epochs: int,
-    overrides: Sequence[str],
-    accept: Sequence[str],
-) -> Recipe:
-    """The recipe that the model was trained by, for short lessons; ``overrides`` are laid over it last."""
-    own = RunDirectory(Path(source)).recipe
-    if given is None and not own.exists():
-        told = "a bare bundle tells neither how it was trained nor on whom"
-        raise UsageError("U236", source, told, "Give its run directory, or the recipe with --recipe")
-    values = load_recipe(given or own).as_dict()
-    rate = RATE * values["train"]["learning_rate"]
-    values["name"] = f"{values['name']}-pruned"
-    values["data"] |= {"path": str(data), "accept": sorted({*values["data"]["accept"], *accept})}
-    values["model"] |= {"weights": None, "pretrained": False}
-    values["distill"] |= {"teacher": str(source), "weight": 1.0, "temperature": 2.0}
-    values["tokens"] |= {"scorer_epochs": 0, "warmup": 0.0, "ramp": 0.01, "attention_weight": 0.0}
-    values["train"] |= {"epochs": epochs, "learning_rate": rate, "schedule": "cosine", "warmup_epochs": 0.0}
-    values["train"] |= {"freeze_epochs": 0, "patience": None, "step_epochs": [], "save_steps": None}
-    return load_recipe(values, tuple(overrides))
