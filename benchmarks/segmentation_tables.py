@@ -60,6 +60,12 @@ def summary() -> dict[str, Any]:
     return whole
 
 
+def _minutes(run: dict[str, Any]) -> float:
+    """Of training, by the median epoch: one that was held up by other work, or stopped for a while, counts no more."""
+    seconds = [epoch["seconds"] for epoch in run["epochs"]]
+    return float(np.median(seconds)) * len(seconds) / 60
+
+
 def _compared(tables: dict[str, CaseTable], runs: list[dict[str, Any]], models: list[str]) -> dict[str, Any]:
     rows = {}
     for name, table in tables.items():
@@ -72,7 +78,7 @@ def _compared(tables: dict[str, CaseTable], runs: list[dict[str, Any]], models: 
             **{m: metrics["metrics"][m] for m in ("dice", "hd95", "nsd")},
             "structures": {s: v["metrics"]["dice"] for s, v in metrics["structures"].items()},
             "epochs": sorted({len(r["epochs"]) for r in own}),
-            "minutes": float(np.mean([r["minutes"] for r in own])),
+            "minutes": float(np.mean([_minutes(r) for r in own])),
         }
     return {
         "rows": rows,
@@ -90,7 +96,7 @@ def markdown(whole: dict[str, Any]) -> str:
             lines += ["", f"**{group}{'' if part == 'all' else ', tested ' + part.replace('_', ' ')}** "
                       f"({values['published']})", "",
                       "| model | parameters | epochs | cases | Dice | of each structure "
-                      f"| HD95, {unit} | NSD | minutes a run |",
+                      f"| HD95, {unit} | NSD | minutes of training |",
                       "|---|---:|---:|---:|---|---|---|---|---:|"]  # fmt: skip
             for name, row in found["rows"].items():
                 each = ", ".join(f"{s} {_entry(e)}" for s, e in row["structures"].items())
