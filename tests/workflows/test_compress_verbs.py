@@ -21,6 +21,7 @@ from medloom.training.stopping import StopRequests
 from medloom.workflows import prune as prune_verb
 from medloom.workflows.distill import distill
 from medloom.workflows.prune import prune
+from medloom.workflows.prune_lesson import lesson_recipe
 from medloom.workflows.train import train
 
 RECIPE: dict[str, Any] = {
@@ -149,6 +150,16 @@ def test_a_pruned_model_is_an_ordinary_bundle_that_is_built_again(
     log = [json.loads(line) for line in (tmp_path / "small" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log if line["event"] == "best"] == [1, 2]  # whatever its AUC, the last counts
     assert report["steps"][1]["validation_auc"] == pytest.approx(log[-3]["val_auc"], abs=1e-4)
+
+
+def test_a_lesson_is_short_and_averages_no_weights(data: Path, tmp_path: Path) -> None:
+    long = {**RECIPE, "train": {**RECIPE["train"], "ema_decay": 0.999, "warmup_epochs": 1}}
+    (tmp_path / "long.yaml").write_text(json.dumps(long))
+    lesson = lesson_recipe(tmp_path, tmp_path / "long.yaml", data, 3, (), ())
+    assert (lesson.train.epochs, lesson.train.ema_decay, lesson.train.warmup_epochs) == (3, 0.0, 0.0)
+    assert lesson.train.learning_rate == pytest.approx(3e-4)
+    own = lesson_recipe(tmp_path, tmp_path / "long.yaml", data, 3, ("train.ema_decay=0.9",), ())
+    assert own.train.ema_decay == 0.9
 
 
 def test_X604_a_model_that_is_not_fast_enough_leaves_nothing(

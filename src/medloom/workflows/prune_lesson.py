@@ -39,4 +39,6 @@ def lesson_recipe(
     values["tokens"] |= {"scorer_epochs": 0, "warmup": 0.0, "ramp": 0.01, "attention_weight": 0.0}
     values["train"] |= {"epochs": epochs, "learning_rate": rate, "schedule": "cosine", "warmup_epochs": 0.0}
     values["train"] |= {"freeze_epochs": 0, "patience": None, "step_epochs": [], "save_steps": None}
+    # An average of the weights that suits a long training would hold much of a short lesson's beginning.
+    values["train"]["ema_decay"] = 0.0
     return load_recipe(values, tuple(overrides))
