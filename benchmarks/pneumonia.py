@@ -163,7 +163,7 @@ def summary(which: str) -> dict[str, Any]:
     for a, b in pairs:
         seeds = sorted(by_name.get(a, {}).keys() & by_name.get(b, {}).keys())
         if seeds:
-            tables = [(_table(by_name[a][s]), _table(by_name[b][s])) for s in seeds]
+            tables = [(recorded_table(by_name[a][s]), recorded_table(by_name[b][s])) for s in seeds]
             found_difference = seeds_difference(tables, "auc", resamples=2000, seed=0)
             differences.append({"a": a, "b": b, "seeds": seeds, "auc": found_difference})
     p_values = [d["auc"]["p"] for d in differences if d["auc"]["p"] is not None]
@@ -228,7 +228,8 @@ def _row(seeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _table(one: dict[str, Any]) -> Predictions:
+def recorded_table(one: dict[str, Any]) -> Predictions:
+    """The test answers of a recorded run; ids are places in the order of the sorted image names."""
     p = one["predictions"]
     z = np.array(p["logit_difference"])
     return from_logits(

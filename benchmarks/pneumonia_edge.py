@@ -25,6 +25,7 @@ from medloom.files import RunDirectory, write_json
 from medloom.machine import instructions
 from medloom.workflows.benchmark import benchmark
 from medloom.workflows.environment import environment
+from pneumonia import recorded_table
 
 RESULTS = Path(__file__).parent / "results"
 BEST = RESULTS / "pneumonia_default.json"
@@ -63,19 +64,15 @@ def main() -> None:
 def less_the_best(folder: Path) -> dict[str, Any]:
     """AUC on the test images, less that of the best model, for each recorded seed of that; paired by patient."""
     mine = read_csv(RunDirectory(folder).predictions("test"))
-    order = np.argsort(np.argsort(mine.ids))  # theirs stand in the order of the sorted names
+    mine = mine.select(np.argsort(mine.ids))  # theirs stand in the order of the sorted names
     found = {}
     for path in sorted(BEST.with_suffix("").glob("*.json")):
-        said = json.loads(path.read_text(encoding="utf-8"))["predictions"]
-        if said["labels"] != mine.labels[np.argsort(mine.ids)].tolist():
+        theirs = recorded_table(json.loads(path.read_text(encoding="utf-8")))
+        if not np.array_equal(theirs.labels, mine.labels):
             raise SystemExit(f"{path.name} is about other test images")
-        logit_N = np.asarray(said["logit_difference"])[order]
-        p_N = 1 / (1 + np.exp(-logit_N))
-        logits_NK, p_NK = np.stack([-logit_N, logit_N], 1) / 2, np.stack([1 - p_N, p_N], 1)
-        theirs = replace(mine, logits=logits_NK, probabilities=p_NK)
-        found[path.stem] = paired_difference(mine, theirs, "auc", resamples=2000, min_positives=10, seed=0)[
-            "difference"
-        ]
+        theirs = replace(theirs, ids=mine.ids, patients=mine.patients)
+        paired = paired_difference(mine, theirs, "auc", resamples=2000, min_positives=10, seed=0)
+        found[path.stem] = paired["difference"]
     return found
 
 
